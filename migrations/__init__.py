@@ -1,0 +1,1 @@
+"""Our own Alembic environment: it calls `outbox.ddl` exactly as a user's revision does."""

@@ -1,0 +1,31 @@
+"""See every step of an event's way without patching anything: the instrumentation seam.
+
+A point is a dotted name with a few facts. It is fired once per transaction, chunk or batch, never per
+row, and costs one tuple test while nobody listens. Observers run in the thread that does the work; what
+they raise reaches that work, so an observer that must not disturb has to catch its own errors.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+Observer = Callable[[str, dict[str, Any]], None]
+
+_observers: tuple[Observer, ...] = ()
+
+
+def subscribe(observer: Observer) -> Callable[[], None]:
+    """Call `observer(point, facts)` at every point from now on; the returned function ends that."""
+    global _observers
+    _observers = (*_observers, observer)
+
+    def unsubscribe() -> None:
+        global _observers
+        _observers = tuple(o for o in _observers if o is not observer)
+
+    return unsubscribe
+
+
+def fire(point: str, **facts: Any) -> None:
+    """Tell every observer that `point` was reached."""
+    for observer in _observers:
+        observer(point, facts)

@@ -1,0 +1,16 @@
+"""Bring a database to exactly the schema this version knows, in frozen, numbered steps.
+
+Inside an Alembic revision (`op` is used, so offline `--sql` works too):
+
+    from outbox import ddl
+
+    def upgrade() -> None: ddl.upgrade(to=1)
+    def downgrade() -> None: ddl.downgrade(to=0)
+
+Without Alembic: `ddl.apply(connection)`. Both leave committing to the caller.
+"""
+
+from outbox.storage.ddl.check import check, problems
+from outbox.storage.ddl.steps import LATEST, apply, downgrade, statements, upgrade, version
+
+__all__ = ["LATEST", "apply", "check", "downgrade", "problems", "statements", "upgrade", "version"]

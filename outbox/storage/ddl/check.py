@@ -1,0 +1,87 @@
+"""Say exactly how a database differs from the schema this release needs."""
+
+from sqlalchemy import Connection, text
+
+from outbox.errors import SchemaError
+from outbox.storage import ring
+from outbox.storage.ddl.steps import LATEST, STEPS, version
+
+_COLUMNS = """
+SELECT a.attname, format_type(a.atttypid, a.atttypmod)
+FROM pg_attribute a
+WHERE a.attrelid = to_regclass(:name) AND a.attnum > 0 AND NOT a.attisdropped
+"""
+_LEAVES = "SELECT count(*) FROM pg_inherits WHERE inhparent = to_regclass('outbox_event')"
+_CACHE = """
+SELECT s.seqcache FROM pg_sequence s
+WHERE s.seqrelid = pg_get_serial_sequence('outbox_event', 'position')::regclass
+"""
+_RLS = "SELECT relrowsecurity FROM pg_class WHERE oid = to_regclass('outbox_event')"
+_INDEXES = """
+SELECT a.attname
+FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+WHERE i.indrelid = to_regclass('outbox_event') AND i.indisvalid
+"""
+
+
+def problems(connection: Connection) -> list[str]:
+    """Every difference in words, with its remedy; empty when the schema is right."""
+    found = version(connection)
+    if found == 0:
+        return ["the outbox is not installed here; run: outbox-relay db upgrade"]
+    if found < LATEST:
+        return [f"schema version {found} is older than {LATEST}; run: outbox-relay db upgrade"]
+    if found > LATEST:
+        return [f"schema version {found} is newer than this release ({LATEST}); upgrade the program"]
+    wrong = [line for step in STEPS for line in _column_problems(connection, step.COLUMNS)]
+    if wrong:
+        return wrong
+    return _event_problems(connection)
+
+
+def check(connection: Connection) -> None:
+    """Pass only if the schema is what this release needs. Raises SchemaError listing every difference."""
+    wrong = problems(connection)
+    if wrong:
+        raise SchemaError("the outbox schema does not fit:\n  " + "\n  ".join(wrong))
+
+
+def _column_problems(connection: Connection, tables: dict[str, dict[str, str]]) -> list[str]:
+    wrong = []
+    for table, columns in tables.items():
+        rows = connection.execute(text(_COLUMNS), {"name": table})
+        found = {str(name): str(type_) for name, type_ in rows}
+        if not found:
+            wrong.append(f"table {table} is missing; restore it or run: outbox-relay db upgrade")
+            continue
+        for column, type_ in columns.items():
+            if column not in found:
+                wrong.append(f"column {table}.{column} ({type_}) is missing; add it as `db sql` prints it")
+            elif found[column] != type_:
+                wrong.append(f"column {table}.{column} is {found[column]}, it must be {type_}")
+    return wrong
+
+
+def _event_problems(connection: Connection) -> list[str]:
+    wrong = []
+    leaves = connection.scalar(text(_LEAVES))
+    if leaves != ring.LEAVES:
+        wrong.append(f"outbox_event has {leaves} partitions, it must have {ring.LEAVES}")
+    cache = connection.scalar(text(_CACHE))
+    if cache != 1:
+        wrong.append(
+            f"the sequence of outbox_event.position caches {cache} numbers, which breaks the order of "
+            "events; run: ALTER TABLE outbox_event ALTER COLUMN position SET CACHE 1"
+        )
+    if connection.scalar(text(_RLS)):
+        wrong.append(
+            "row-level security is enabled on outbox_event and would hide events from the relay; run: "
+            "ALTER TABLE outbox_event DISABLE ROW LEVEL SECURITY"
+        )
+    indexed = {str(name) for (name,) in connection.execute(text(_INDEXES))}
+    wrong += [
+        f"outbox_event has no valid index on {column}; run: CREATE INDEX ON outbox_event ({column})"
+        for column in ("xid", "position")
+        if column not in indexed
+    ]
+    return wrong

@@ -1,0 +1,127 @@
+"""Give each program exactly the rights it needs: application, relay, consumer, reader.
+
+The four are login roles that exist already (or `create=True`); the tables stay with whoever ran the DDL,
+which must be none of the four. The relay's and the consumer's session settings are bound to their roles
+with ALTER ROLE, because a connection pooler leaks or refuses what a session sets.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from outbox.storage import ring
+
+RELAY_SETTINGS = {
+    "synchronous_commit": "on",
+    "row_security": "off",
+    "default_transaction_isolation": "read committed",
+    "jit": "off",
+    "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
+    "plan_cache_mode": "force_generic_plan",
+    "statement_timeout": "60s",
+    "lock_timeout": "10s",
+    "idle_in_transaction_session_timeout": "30s",
+}
+"""row_security off makes a policy an error instead of silently hidden events; the planner settings keep
+every statement of the hot path on its index whatever the statistics say."""
+
+CONSUMER_SETTINGS = {"idle_in_transaction_session_timeout": "60s"}
+"""An owner frozen between its UPDATE and its COMMIT must not block the next claim for ever."""
+
+APPLICATION_COLUMNS = (
+    "id",
+    "aggregatetype",
+    "aggregateid",
+    "type",
+    "payload",
+    "topic",
+    "headers",
+    "traceparent",
+    "occurred_at",
+)
+"""What an application may write: never xid, position or slot, which carry the order."""
+
+_RELAY_STATE = ("outbox_topic", "outbox_relay", "outbox_identity")
+_TABLES = (
+    "outbox_event",
+    "outbox_shard",
+    "outbox_topic",
+    "outbox_lease",
+    "outbox_relay",
+    "outbox_identity",
+    "outbox_schema",
+    "consumer_offset",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Roles:
+    """Names of login roles. An application that also consumes is named twice."""
+
+    application: Sequence[str] = ()
+    relay: Sequence[str] = ()
+    consumer: Sequence[str] = ()
+    reader: Sequence[str] = ()
+
+
+def statements(roles: Roles, *, create: bool = False) -> list[str]:
+    """The SQL that gives each role its rights and settings; repeatable."""
+    sql: list[str] = []
+    if create:
+        named = dict.fromkeys([*roles.application, *roles.relay, *roles.consumer, *roles.reader])
+        sql += [_create(role) for role in named]
+    for role in roles.application:
+        sql += _application(quote(role))
+    for role in roles.relay:
+        sql += _relay(quote(role))
+    for role in roles.consumer:
+        sql += _consumer(quote(role))
+    for role in roles.reader:
+        sql.append(f"GRANT SELECT ON {', '.join(_TABLES)} TO {quote(role)}")
+    return sql
+
+
+def quote(identifier: str) -> str:
+    """`identifier` as SQL, whatever characters it holds."""
+    return '"' + identifier.replace('"', '""') + '"'
+
+
+def _create(role: str) -> str:
+    literal = "'" + role.replace("'", "''") + "'"
+    create = "'" + f"CREATE ROLE {quote(role)} LOGIN".replace("'", "''") + "'"
+    return (
+        "DO $do$ BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = "
+        f"{literal}) THEN EXECUTE {create}; END IF; END $do$"
+    )
+
+
+def _application(role: str) -> list[str]:
+    return [
+        f"GRANT INSERT ({', '.join(APPLICATION_COLUMNS)}) ON outbox_event TO {role}",
+        f"GRANT SELECT ON outbox_schema TO {role}",
+    ]
+
+
+def _relay(role: str) -> list[str]:
+    leaves = ", ".join(ring.leaf(slot) for slot in range(ring.LEAVES))
+    return [
+        f"GRANT SELECT, TRUNCATE ON outbox_event, {leaves} TO {role}",
+        f"GRANT SELECT ON SEQUENCE outbox_event_position_seq TO {role}",
+        f"GRANT SELECT, UPDATE ON outbox_shard, outbox_lease TO {role}",
+        f"GRANT SELECT, INSERT, UPDATE ON {', '.join(_RELAY_STATE)} TO {role}",
+        f"GRANT DELETE ON outbox_relay TO {role}",
+        f"GRANT SELECT ON outbox_schema TO {role}",
+        *_settings(role, RELAY_SETTINGS),
+    ]
+
+
+def _consumer(role: str) -> list[str]:
+    return [
+        f"GRANT SELECT, INSERT, UPDATE ON consumer_offset TO {role}",
+        f"GRANT SELECT ON outbox_schema TO {role}",
+        *_settings(role, CONSUMER_SETTINGS),
+    ]
+
+
+def _settings(role: str, settings: dict[str, str]) -> list[str]:
+    return [f"ALTER ROLE {role} SET {name} = '{value}'" for name, value in settings.items()]

@@ -1,0 +1,176 @@
+"""The tables as SQLAlchemy Core sees them, for queries and for `alembic revision --autogenerate`.
+
+`ddl` creates them; these definitions only describe them. Put them beside your own with
+
+    outbox.tables.attach(Base.metadata)
+    context.configure(..., target_metadata=Base.metadata, include_name=outbox.tables.include_name)
+"""
+
+from collections.abc import MutableMapping
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    SmallInteger,
+    Table,
+    Text,
+    Uuid,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql.base import ischema_names
+from sqlalchemy.types import UserDefinedType
+
+from outbox.storage import ring
+
+
+class Xid8(UserDefinedType[str]):
+    """A 64-bit transaction id, read and written as text."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        return "xid8"
+
+
+class PgSnapshot(UserDefinedType[str]):
+    """What one transaction could see, `xmin:xmax:xip,…`, read and written as text."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        return "pg_snapshot"
+
+
+ischema_names["xid8"] = Xid8
+ischema_names["pg_snapshot"] = PgSnapshot
+
+metadata = MetaData()
+
+_now = text("clock_timestamp()")
+_timestamp = DateTime(timezone=True)
+
+outbox_event = Table(
+    "outbox_event",
+    metadata,
+    Column("id", Uuid, nullable=False),
+    Column("aggregatetype", Text, nullable=False),
+    Column("aggregateid", Text(collation="C")),
+    Column("type", Text, nullable=False),
+    Column("payload", LargeBinary),
+    Column("topic", Text),
+    Column("headers", JSONB),
+    Column("traceparent", Text),
+    Column("occurred_at", _timestamp, nullable=False, server_default=_now),
+    Column("xid", Xid8, nullable=False, server_default=text("pg_current_xact_id()")),
+    Column("position", BigInteger, Identity(always=True, cache=1), nullable=False),
+    Column(
+        "slot",
+        SmallInteger,
+        nullable=False,
+        server_default=text(
+            f"mod(date_part('epoch', statement_timestamp())::bigint / {ring.SECONDS_PER_LEAF}, {ring.LEAVES})"
+        ),
+    ),
+    Index("outbox_event_xid", "xid"),
+    Index("outbox_event_position", "position"),
+    postgresql_partition_by="LIST (slot)",
+)
+
+outbox_shard = Table(
+    "outbox_shard",
+    metadata,
+    Column("shard", Integer, primary_key=True, autoincrement=False),
+    Column("source", Text, nullable=False),
+    Column("generation", Integer, nullable=False),
+    Column("lo", SmallInteger, nullable=False),
+    Column("hi", SmallInteger, nullable=False),
+    Column("epoch", BigInteger, nullable=False, server_default=text("0")),
+    Column("delta", BigInteger, nullable=False, server_default=text("0")),
+    Column("done", PgSnapshot, nullable=False),
+    Column("done_floor", BigInteger, nullable=False),
+    Column("done_xid", Xid8, nullable=False),
+    Column("next", PgSnapshot),
+    Column("next_floor", BigInteger),
+    Column("next_xid", Xid8),
+    Column("low", BigInteger, nullable=False, server_default=text("0")),
+)
+
+outbox_topic = Table(
+    "outbox_topic",
+    metadata,
+    Column("shard", Integer, nullable=False),
+    Column("topic", Text, nullable=False),
+    Column("partitions", Integer, nullable=False),
+    PrimaryKeyConstraint("shard", "topic"),
+)
+
+outbox_lease = Table(
+    "outbox_lease",
+    metadata,
+    Column("shard", Integer, primary_key=True, autoincrement=False),
+    Column("owner", Text),
+    Column("lease_until", _timestamp),
+)
+
+outbox_relay = Table(
+    "outbox_relay",
+    metadata,
+    Column("instance", Text, primary_key=True),
+    Column("started_at", _timestamp, nullable=False, server_default=_now),
+    Column("heartbeat", _timestamp, nullable=False, server_default=_now),
+    Column("stopped_at", _timestamp),
+    Column("state", JSONB, nullable=False, server_default=text("'{}'")),
+)
+
+outbox_identity = Table(
+    "outbox_identity",
+    metadata,
+    Column("only_row", Boolean, primary_key=True, server_default=text("true")),
+    Column("system_identifier", BigInteger, nullable=False),
+    Column("database_oid", BigInteger, nullable=False),
+    Column("timeline", Integer, nullable=False),
+    Column("kafka_cluster_id", Text),
+)
+
+consumer_offset = Table(
+    "consumer_offset",
+    metadata,
+    Column("grp", Text, nullable=False),
+    Column("topic", Text, nullable=False),
+    Column("partition", Integer, nullable=False),
+    Column("cluster_id", Text),
+    Column("topic_id", Text),
+    Column("next_offset", BigInteger, nullable=False),
+    Column("leader_epoch", Integer),
+    Column("owner_epoch", BigInteger, nullable=False, server_default=text("0")),
+    Column("owner", Text),
+    Column("backend_pid", Integer),
+    Column("sources", JSONB, nullable=False, server_default=text("'{}'")),
+    Column("updated_at", _timestamp, nullable=False, server_default=_now),
+    PrimaryKeyConstraint("grp", "topic", "partition"),
+)
+
+outbox_schema = Table("outbox_schema", metadata, Column("version", Integer, nullable=False))
+
+_LEAVES = frozenset(ring.leaf(slot) for slot in range(ring.LEAVES))
+
+
+def attach(target: MetaData) -> None:
+    """Describe the outbox tables in `target` too, so that autogenerate does not drop them."""
+    for table in metadata.sorted_tables:
+        table.to_metadata(target)
+
+
+def include_name(name: str | None, type_: str, _parents: MutableMapping[Any, str | None]) -> bool:
+    """For Alembic's `include_name`: the ring's leaves belong to their parent."""
+    return not (type_ == "table" and name in _LEAVES)

@@ -1,0 +1,1 @@
+"""The daemon: carry committed events from PostgreSQL to Kafka, in order."""
