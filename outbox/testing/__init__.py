@@ -1,0 +1,1 @@
+"""What tests of the framework, and of services built on it, start from."""

@@ -1,0 +1,10 @@
+"""Real servers for tests, benchmarks and the demo, without Docker.
+
+Each comes from an address in the environment, else from the programs on this machine; when neither is
+there, ServerUnavailable says what to install. No process, socket or directory outlives its owner.
+"""
+
+from outbox.testing.servers.failure import ServerFailed, ServerUnavailable
+from outbox.testing.servers.postgres import PostgresServer, start_postgres
+
+__all__ = ["PostgresServer", "ServerFailed", "ServerUnavailable", "start_postgres"]
