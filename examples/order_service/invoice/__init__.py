@@ -1,0 +1,1 @@
+"""Charge each order exactly once, whatever happens on the way."""

@@ -1,0 +1,1 @@
+"""Take orders over HTTP and announce what became of them."""

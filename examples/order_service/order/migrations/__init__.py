@@ -1,0 +1,1 @@
+"""The history of this database: an ordinary Alembic environment."""

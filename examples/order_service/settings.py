@@ -1,0 +1,40 @@
+"""Read what a service needs from its environment, and say plainly what is missing.
+
+`ORDER_DATABASE_URL`, `INVOICE_DATABASE_URL`, `SHIPPING_DATABASE_URL`: PostgreSQL, one database a service.
+`KAFKA_BOOTSTRAP_SERVERS`: for the two that consume.
+"""
+
+import os
+
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from outbox.errors import ConfigurationError
+
+
+class SettingError(ConfigurationError):
+    """A variable is missing or cannot be meant; the message says which and shows an example."""
+
+
+def database_url(variable: str) -> URL:
+    """The database that `variable` names, reached through psycopg 3."""
+    value = _required(variable, example="postgresql://localhost/orders")
+    try:
+        url = make_url(value)
+    except (ArgumentError, ValueError):
+        url = None
+    if url is None or url.get_backend_name() not in {"postgresql", "postgres"}:
+        raise SettingError(f"{variable} is not a PostgreSQL URL such as postgresql://user@host:5432/orders")
+    return url.set(drivername="postgresql+psycopg")
+
+
+def kafka() -> dict[str, str]:
+    """The client properties that name the cluster."""
+    return {"bootstrap.servers": _required("KAFKA_BOOTSTRAP_SERVERS", example="localhost:9092")}
+
+
+def _required(variable: str, *, example: str) -> str:
+    value = os.environ.get(variable, "").strip()
+    if not value:
+        raise SettingError(f"{variable} is not set; give it a value such as {example}")
+    return value
