@@ -1,0 +1,97 @@
+"""`outbox-relay db`: install, check and print the schema; give roles their rights."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import text
+
+import migrations
+from outbox.storage import ddl
+from outbox.storage.roles import Roles, statements
+from relay.cli import options
+
+
+@click.group()
+def db() -> None:
+    """Install and check the outbox schema."""
+
+
+@db.command(epilog="Example:  outbox-relay db upgrade --database-url postgresql://owner@db/shop")
+@options.database_url
+@options.as_json
+def upgrade(database_url: str | None, as_json_: bool) -> None:
+    """Bring the schema to the version of this program. Repeatable.
+
+    Run it as the role that shall own the tables: neither the application's nor the relay's.
+    """
+    with options.engine(database_url).begin() as connection:
+        before = ddl.version(connection)
+        config = _alembic()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+        ddl.check(connection)
+    if as_json_:
+        options.echo_json({"before": before, "version": ddl.LATEST})
+    else:
+        click.echo(f"outbox schema: version {ddl.LATEST} (was {before})")
+
+
+@db.command(epilog="Example:  outbox-relay db check --json")
+@options.database_url
+@options.as_json
+def check(database_url: str | None, as_json_: bool) -> None:
+    """Compare the schema with what this program needs. Exit 1 when it does not fit."""
+    with options.engine(database_url).connect() as connection:
+        problems = ddl.problems(connection)
+    if as_json_:
+        options.echo_json({"version": ddl.LATEST, "problems": problems})
+    else:
+        for problem in problems:
+            click.echo(problem)
+        if not problems:
+            click.echo(f"outbox schema: version {ddl.LATEST}, nothing to mend")
+    sys.exit(1 if problems else 0)
+
+
+@db.command(epilog="Example:  outbox-relay db sql > outbox.sql")
+def sql() -> None:
+    """Print the SQL of `db upgrade` for an empty database."""
+    command.upgrade(_alembic(), "head", sql=True)
+
+
+@db.command(
+    epilog="Example:  outbox-relay db roles --application shop --relay outbox_relay --create --yes",
+)
+@options.database_url
+@click.option("--application", multiple=True, help="Role that records events.")
+@click.option("--relay", multiple=True, help="Role of outbox-relay.")
+@click.option(
+    "--consumer", multiple=True, help="Role that consumes (name it as --application too if it emits)."
+)
+@click.option("--reader", multiple=True, help="Role that may look at everything.")
+@click.option("--create", is_flag=True, help="Create roles that do not exist (LOGIN, without password).")
+@click.option("--yes", is_flag=True, help="Run the statements instead of printing them.")
+def roles(database_url: str | None, create: bool, yes: bool, **names: Any) -> None:
+    """Give each role exactly the rights and session settings it needs; without --yes only print the SQL."""
+    sql = statements(Roles(**names), create=create)
+    if not sql:
+        raise click.UsageError("name at least one role: --application, --relay, --consumer or --reader")
+    if not yes:
+        for statement in sql:
+            click.echo(f"{statement};")
+        return
+    with options.engine(database_url).begin() as connection:
+        for statement in sql:
+            connection.execute(text(statement.replace(":", "\\:")))
+    click.echo(f"{len(sql)} statements done")
+
+
+def _alembic() -> Config:
+    config = Config(output_buffer=None)
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    config.set_main_option("path_separator", "os")
+    return config

@@ -1,0 +1,61 @@
+"""`outbox-relay status`: who carries the shards, how far, and what is wrong."""
+
+from typing import Any
+
+import click
+from sqlalchemy import text
+
+from outbox.storage import ddl
+from relay.cli import options
+
+SHARDS = """
+SELECT s.shard, s.source, s.generation, s.epoch, s.delta, l.owner,
+       l.lease_until > clock_timestamp() AS lease_held,
+       (SELECT count(*) FROM (
+            SELECT FROM outbox_event e WHERE e.xid >= pg_snapshot_xmin(s.done)
+            AND NOT pg_visible_in_snapshot(e.xid, s.done) LIMIT 100001) waiting) AS pending
+FROM outbox_shard s LEFT JOIN outbox_lease l USING (shard) ORDER BY s.shard
+"""
+"""Pending is counted to 100,000 at most; index outbox_event_xid serves it."""
+
+RELAYS = """
+SELECT instance, started_at, heartbeat, stopped_at, state,
+       stopped_at IS NULL AND heartbeat > clock_timestamp() - interval '30 seconds' AS alive
+FROM outbox_relay ORDER BY started_at DESC LIMIT 50
+"""
+
+
+@click.command(epilog="Example:  outbox-relay status --json")
+@options.database_url
+@options.as_json
+def status(database_url: str | None, as_json_: bool) -> None:
+    """Shards, relays and alarms of one database. Exit 1 while a shard is halted or carried by nobody."""
+    with options.engine(database_url).connect() as connection:
+        ddl.check(connection)
+        shards = [dict(row._mapping) for row in connection.execute(text(SHARDS))]
+        relays = [dict(row._mapping) for row in connection.execute(text(RELAYS))]
+    alarms = _alarms(shards, relays)
+    if as_json_:
+        options.echo_json({"shards": shards, "relays": relays, "alarms": alarms})
+    else:
+        _print(shards, relays, alarms)
+    raise SystemExit(1 if alarms else 0)
+
+
+def _alarms(shards: list[dict[str, Any]], relays: list[dict[str, Any]]) -> list[str]:
+    alarms = [f"shard {s['shard']} is carried by no relay" for s in shards if not s["lease_held"]]
+    alarms += [
+        f"{r['instance']}: {r['state']['alarm']}" for r in relays if r["alive"] and r["state"].get("alarm")
+    ]
+    return alarms
+
+
+def _print(shards: list[dict[str, Any]], relays: list[dict[str, Any]], alarms: list[str]) -> None:
+    for s in shards:
+        pending = "more than 100,000" if s["pending"] > 100_000 else f"{s['pending']:,}"
+        click.echo(f"shard {s['shard']}: owner {s['owner']}, epoch {s['epoch']}, pending {pending}")
+    for r in relays:
+        life = "alive" if r["alive"] else f"stopped {r['stopped_at']}" if r["stopped_at"] else "silent"
+        click.echo(f"relay {r['instance']}: {life}, {r['state'].get('state')}, heartbeat {r['heartbeat']}")
+    for alarm in alarms:
+        click.echo(f"ALARM {alarm}")

@@ -1,0 +1,128 @@
+"""Wire the relay's actors together; the only place that knows them all."""
+
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from relay import loop
+from relay.config import RelayConfig
+from relay.database import Database
+from relay.lease import Lease
+from relay.producers import SequencedProducer
+from relay.shard import Did, Shard
+
+log = logging.getLogger("relay")
+
+RENEWALS = 3
+"""Renewals within one lease: two may fail before a successor takes over."""
+
+
+class Relay:
+    """Publish each committed event of one database, in order, for as long as it runs.
+
+    `run()` blocks until SIGTERM, SIGINT or `stop()`; `run_once()` does one round for a caller that loops
+    itself. `ring()` is the doorbell of a service in the same process: it saves the wait for the next look.
+    """
+
+    def __init__(self, config: RelayConfig) -> None:
+        self._config = config
+        self._bell = loop.Bell()
+        self._renewals = loop.Bell()
+        self._status: dict[str, Any] = {
+            "shard": config.shard,
+            "state": "starting",
+            "alarm": None,
+            "published": 0,
+        }
+        self._lease = Lease(
+            Database(config.url, prepared=config.prepared_statements),
+            shard=config.shard,
+            owner=config.instance,
+            duration=config.lease,
+            state=self._status,
+        )
+        self._shard = Shard(
+            config,
+            self._lease,
+            lambda: SequencedProducer(config.kafka_properties),
+            stopping=lambda: self._bell.stopping,
+            status=self._status,
+        )
+        self._failure: BaseException | None = None
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """`state` (starting, standby, carrying, waiting, halted), `alarm` in words, events `published`."""
+        return dict(self._status)
+
+    def ring(self) -> None:
+        """An event was committed: look now."""
+        self._bell.ring()
+
+    def stop(self) -> None:
+        """End `run()` after the chunk in hand; callable from any thread or signal handler."""
+        self._bell.stop()
+        self._renewals.stop()
+
+    def run_once(self) -> Did:
+        """Take the lease if it is free and do one round. Needs no other thread; call `close()` at the end."""
+        self._lease.run_once()
+        return self._shard.run_once()
+
+    def close(self) -> None:
+        """End cleanly after `run_once`: confirm, release the lease."""
+        self._shard.finish()
+        self._lease.release()
+
+    def run(self) -> None:
+        """Carry events until told to stop. Raises what an operator has to mend (schema, rights, identity)."""
+        log.info("relay %s: database %s", self._config.instance, Database(self._config.url))
+        with _stopped_by_signals(self):
+            renewing = threading.Thread(target=self._keep_lease, name="outbox-lease", daemon=True)
+            renewing.start()
+            try:
+                loop.run(lambda: self._shard.run_once().rest, self._bell)
+            finally:
+                self.stop()
+                renewing.join(self._config.lease.total_seconds())
+                self._status["state"] = "stopped"
+                self.close()
+        if self._failure is not None:
+            raise self._failure
+
+    def _keep_lease(self) -> None:
+        """On its own thread and connection, so that no amount of sending can starve it."""
+        try:
+            loop.run(self._renew, self._renewals)
+        except BaseException as failure:
+            self._failure = failure
+            self.stop()
+
+    def _renew(self) -> float:
+        before, held = self._lease.held, self._lease.run_once()
+        if held and not before:
+            self._bell.ring()
+        seconds = self._config.lease.total_seconds()
+        return seconds / RENEWALS if held else min(seconds / 10, 0.5)
+
+
+@contextmanager
+def _stopped_by_signals(relay: Relay) -> Iterator[None]:
+    """SIGTERM and SIGINT end the relay cleanly; elsewhere than in the main thread they are not ours."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        relay.stop()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

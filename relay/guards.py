@@ -1,0 +1,125 @@
+"""Refuse to number events where the numbers would be wrong: another database, cluster or broken setting."""
+
+import logging
+from dataclasses import dataclass
+
+from outbox.errors import GuardViolation, SchemaError
+from relay import database
+from relay.database import Connection, OutcomeUnknown
+from relay.progress import Progress, ShardRow
+
+log = logging.getLogger("relay.guards")
+
+FACTS = """
+SELECT (SELECT system_identifier FROM pg_control_system()),
+       (SELECT oid::bigint FROM pg_database WHERE datname = current_database()),
+       CASE WHEN NOT pg_is_in_recovery()
+            THEN ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END,
+       (SELECT relrowsecurity FROM pg_class WHERE oid = 'outbox_event'::regclass),
+       (SELECT seqcache FROM pg_sequence WHERE seqrelid = 'outbox_event_position_seq'::regclass),
+       pg_snapshot_xmax(pg_current_snapshot())::text::bigint
+"""
+
+IDENTITY = "SELECT system_identifier, database_oid, timeline, kafka_cluster_id FROM outbox_identity"
+
+ADOPT_FIRST = """
+INSERT INTO outbox_identity (system_identifier, database_oid, timeline, kafka_cluster_id)
+VALUES (%(system)s, %(database)s, %(timeline)s, %(cluster)s) ON CONFLICT DO NOTHING
+"""
+
+SET_TIMELINE = "UPDATE outbox_identity SET timeline = %(timeline)s"
+
+SHARDS = "SELECT shard FROM outbox_shard ORDER BY shard"
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """Which database this is, and whether its settings keep the order of events."""
+
+    system_identifier: int
+    database_oid: int
+    timeline: int | None
+    row_security: bool
+    sequence_cache: int
+    xmax: int
+
+
+def examine(connection: Connection, kafka_cluster_id: str | None) -> Surroundings:
+    """Pass only where the events numbered so far were numbered; write the identity down the first time.
+
+    Raises GuardViolation naming what differs. `kafka_cluster_id` None: the broker does not tell.
+    """
+    row = database.execute(connection, FACTS).fetchone()
+    assert row is not None
+    here = Surroundings(*row)
+    if here.timeline is None:
+        raise OutcomeUnknown("this server is a standby; waiting for the primary")
+    if here.row_security:
+        raise GuardViolation(
+            "row-level security is enabled on outbox_event and would hide events; run: "
+            "ALTER TABLE outbox_event DISABLE ROW LEVEL SECURITY"
+        )
+    if here.sequence_cache != 1:
+        raise GuardViolation(
+            f"the sequence of outbox_event.position caches {here.sequence_cache} numbers, which breaks the "
+            "order of events; run: ALTER TABLE outbox_event ALTER COLUMN position SET CACHE 1"
+        )
+    shards = database.execute(connection, SHARDS).fetchall()
+    if shards != [(0,)]:
+        raise SchemaError(
+            f"outbox_shard holds shards {[s for (s,) in shards]}; this release runs exactly shard 0"
+        )
+    _compare(connection, here, kafka_cluster_id)
+    return here
+
+
+def _compare(connection: Connection, here: Surroundings, cluster: str | None) -> None:
+    known = database.execute(connection, IDENTITY).fetchone()
+    if known is None:
+        database.execute(
+            connection,
+            ADOPT_FIRST,
+            {
+                "system": here.system_identifier,
+                "database": here.database_oid,
+                "timeline": here.timeline,
+                "cluster": cluster,
+            },
+        )
+        return
+    system, oid, _, known_cluster = known
+    if (system, oid) != (here.system_identifier, here.database_oid):
+        raise GuardViolation(
+            f"outbox_identity names database {oid} of system {system}, but here is {here.database_oid} of "
+            f"{here.system_identifier}: the tables were copied or restored here and the transaction "
+            "ids in them belong to the other server; publishing would lose or repeat events. Point the relay "
+            "at the original database"
+        )
+    if cluster is not None and known_cluster is not None and cluster != known_cluster:
+        raise GuardViolation(
+            f"events of this database went to Kafka cluster {known_cluster}, this is {cluster}; "
+            "correct OUTBOX_KAFKA_BOOTSTRAP_SERVERS"
+        )
+
+
+def compare_snapshot(here: Surroundings, state: Progress) -> None:
+    """Refuse a database whose transaction counter lies before what was acknowledged."""
+    if here.xmax < state.done.xmax:
+        raise GuardViolation(
+            f"the transaction counter stands at {here.xmax}, but events up to {state.done.xmax} were "
+            "acknowledged: this database was restored from an older state"
+        )
+
+
+def after_fail_over(connection: Connection, here: Surroundings, row: ShardRow, state: Progress) -> Progress:
+    """Number under a new source once the timeline has changed; `state` must have no planned delta.
+
+    A promoted standby may lack the last numbers that were sent, and none may ever be used twice.
+    """
+    known = database.execute(connection, IDENTITY).fetchone()
+    if known is None or known[2] == here.timeline:
+        return state
+    state = row.new_source(state)
+    database.execute(connection, SET_TIMELINE, {"timeline": here.timeline})
+    log.warning("timeline %s follows %s: new events are of source %s", here.timeline, known[2], state.source)
+    return state

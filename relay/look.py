@@ -1,0 +1,79 @@
+"""See what was committed since a snapshot: one statement whose visibility is its own snapshot."""
+
+from dataclasses import dataclass
+from typing import cast
+
+import psycopg
+
+from relay import row
+from relay.database import Connection, OutcomeUnknown, failed
+from relay.row import Row
+from relay.snapshot import Snapshot
+
+INLINE_BYTES = 16_384
+"""A larger payload is not fetched by the look but by the reader, whose chunks are bounded by bytes."""
+
+_LOOK_COLUMNS = row.COLUMNS.replace(
+    " payload,", " CASE WHEN octet_length(payload) <= %(inline)s THEN payload END AS payload,"
+)
+
+LOOK = f"""
+SELECT -1::bigint, (SELECT last_value FROM outbox_event_position_seq), pg_current_snapshot()::text,
+       NULL, NULL::bytea, NULL, NULL, NULL, NULL, false
+UNION ALL
+(SELECT {_LOOK_COLUMNS}, coalesce(octet_length(payload) > %(inline)s, false)
+ FROM outbox_event WHERE xid >= pg_snapshot_xmax(%(done)s::pg_snapshot)
+ ORDER BY xid LIMIT %(limit)s)
+UNION ALL
+(SELECT {_LOOK_COLUMNS}, coalesce(octet_length(payload) > %(inline)s, false)
+ FROM outbox_event WHERE xid = ANY (ARRAY(
+     SELECT pg_snapshot_xip(%(done)s::pg_snapshot) EXCEPT SELECT pg_snapshot_xip(pg_current_snapshot())))
+ LIMIT %(limit)s)
+"""
+"""All rows not seen by `done`, at most `limit` of either kind, behind a line with the snapshot and the floor.
+
+Index outbox_event_xid serves both branches; as one OR they would be a Seq Scan (0.1 ms against 45–200 ms).
+The snapshot is taken before the sequence is read, so no visible row has a position above the floor.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What one look saw. `rows` is the whole delta in position order, or None when it is too much to hold."""
+
+    snapshot: Snapshot
+    floor: int
+    rows: list[Row] | None
+
+    @property
+    def empty(self) -> bool:
+        return self.rows is not None and not self.rows
+
+
+class Looker:
+    """Looks for new rows on its own cursor. The connection must be in autocommit, on the primary."""
+
+    def __init__(self, connection: Connection, *, limit: int) -> None:
+        self._cursor = row.cursor(connection)
+        self._prepare = connection.prepare_threshold is not None
+        self._limit = limit
+
+    def look(self, done: Snapshot) -> Look:
+        """Everything committed that `done` does not see."""
+        parameters = {"done": done.text, "limit": self._limit + 1, "inline": INLINE_BYTES}
+        try:
+            self._cursor.execute(LOOK, parameters, prepare=self._prepare)
+            found = self._cursor.fetchall()
+        except psycopg.Error as error:
+            raise failed(error) from error
+        (_, floor, snapshot, *_), rows = found[0], found[1:]
+        now = Snapshot(snapshot.decode())
+        if now.xmax < done.xmax:
+            raise OutcomeUnknown(f"the transaction counter went back, from {done.xmax} to {now.xmax}")
+        if len(rows) > self._limit or any(large for *_, large in rows):
+            return Look(now, floor, None)
+        return Look(now, floor, cast(list[Row], sorted([r[:-1] for r in rows], key=_position)))
+
+
+def _position(found: tuple[int, ...]) -> int:
+    return found[0]

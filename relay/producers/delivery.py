@@ -1,0 +1,74 @@
+"""What every mode promises: rows reach their partitions in order, and `low` never runs ahead of them."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from confluent_kafka import murmur2
+
+from relay.row import KEY, POSITION, TOPIC, Row, describe
+
+Target = tuple[str, int]
+"""Topic and partition."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Consecutive rows of one delta with where each goes. `stream` is the constant part of `outbox-seq`."""
+
+    stream: bytes
+    rows: list[Row]
+    targets: list[Target]
+
+
+def address(rows: Iterable[Row], resolve: Callable[[bytes], tuple[str, int]]) -> Iterator[Target]:
+    """Where each row goes: the partition that the Java client would choose for its key (murmur2).
+
+    A row without a key goes by its position, so that a repeat lands where the first copy did.
+    `resolve` gives a topic's name and partition count.
+    """
+    for row in rows:
+        topic, partitions = resolve(row[TOPIC])
+        key = row[KEY]
+        yield topic, murmur2(key, partitions) if key is not None else row[POSITION] % partitions
+
+
+class Interrupted(Exception):
+    """The session ended before everything was acknowledged; what was not is to be delivered again."""
+
+
+class Abandoned(Interrupted):
+    """We stopped on purpose: the lease was lost or the time to stop is over."""
+
+
+class Refused(Exception):
+    """The broker will never take this row as it is."""
+
+    def __init__(self, row: Row, reason: str) -> None:
+        super().__init__(f"{describe(row)} was refused for good: {reason}")
+        self.row = row
+        self.reason = reason
+
+
+class Producer(Protocol):
+    """Delivers one delta at a time."""
+
+    def deliver(self, chunks: Iterable[Chunk], alive: Callable[[], bool]) -> Iterator[int]:
+        """Send `chunks` in order; yield each position up to which every row is acknowledged.
+
+        Raises Refused for a row that can never be delivered, Interrupted after any other failure; all rows
+        above the last yielded position must then be delivered again. Asks `alive()` while it waits and
+        raises Abandoned as soon as it says no.
+        """
+
+    def partitions(self, topic: str) -> int | None:
+        """How many partitions `topic` has now; None when the broker does not know it."""
+
+    def cluster_id(self) -> str | None:
+        """Identity of the Kafka cluster. Raises Interrupted while no broker can be reached."""
+
+    def trouble(self) -> str | None:
+        """The client's last complaint (brokers down, wrong password, certificate), for health and logs."""
+
+    def close(self) -> None:
+        """Give up whatever is not acknowledged and let go of the broker, within seconds."""

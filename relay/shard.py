@@ -1,0 +1,305 @@
+"""Publish each committed event of one shard, in order and numbered: look ▸ plan ▸ send ▸ confirm."""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import takewhile
+from typing import Any
+
+import psycopg
+
+from outbox import hooks
+from outbox.errors import Fenced
+from relay import guards
+from relay.config import RelayConfig
+from relay.database import Connection, Database, OutcomeUnknown
+from relay.lease import Lease
+from relay.look import Look, Looker
+from relay.loop import Complaint
+from relay.producers import Abandoned, Chunk, Interrupted, Producer, Refused, address
+from relay.progress import Progress, ShardRow
+from relay.reader import DeltaReader
+from relay.row import POSITION, TOPIC, Row
+from relay.topics import Topics, UnknownTopic
+
+log = logging.getLogger("relay.shard")
+
+LOW_EVERY = 0.1
+"""Seconds between two notes of how far a long delta is acknowledged."""
+
+CONFIRM_AFTER = 0.02
+"""Seconds without new events before a delta is confirmed alone; until then the next plan does it for free."""
+
+MANY_RUNNING = 32
+"""Transactions running at the last snapshot from which every look has to probe noticeably long."""
+
+ADVANCE_EVERY = 1.0
+TOPICS_EVERY = 60.0
+
+TROUBLED = 1.0
+"""Seconds before another attempt after a failure."""
+
+HALTED = 10.0
+"""Seconds before a refused row is tried again: an operator may have raised the topic's limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Did:
+    """What one round achieved: events published, and how many seconds may pass before the next round."""
+
+    published: int
+    rest: float
+
+
+@dataclass(slots=True)
+class _Held:
+    """Everything that is valid only between one claim and the next."""
+
+    connections: tuple[Connection, Connection]
+    row: ShardRow
+    looker: Looker
+    reader: DeltaReader
+    topics: Topics
+    producer: Producer
+    state: Progress
+    surroundings: guards.Surroundings | None
+    sent: bool = False
+    busy_at: float = 0.0
+    advanced_at: float = 0.0
+    topics_at: float = 0.0
+
+
+class Shard:
+    """Carries one shard while its lease is held. `run_once` belongs to one thread.
+
+    `stopping` says when to take up nothing new; `status` is written here and read by the heartbeat.
+    """
+
+    def __init__(
+        self,
+        config: RelayConfig,
+        lease: Lease,
+        producer: Callable[[], Producer],
+        *,
+        stopping: Callable[[], bool],
+        status: dict[str, Any],
+    ) -> None:
+        self._config = config
+        self._database = Database(config.url, prepared=config.prepared_statements)
+        self._lease = lease
+        self._make_producer = producer
+        self._producer: Producer | None = None
+        self._held: _Held | None = None
+        self._stopping = stopping
+        self._stop_by: float | None = None
+        self._status = status
+        self._complaint = Complaint(log)
+
+    def run_once(self) -> Did:
+        """Publish what is new, or find out why not. Raises only what an operator has to mend."""
+        if not self._lease.held:
+            self.let_go()
+            self._status["state"] = "standby"
+            return Did(0, TROUBLED)
+        try:
+            held = self._held or self._begin()
+            did = self._carry(held)
+        except Fenced as fenced:
+            hooks.fire("relay.fenced", shard=self._config.shard)
+            return self._again("standby", str(fenced))
+        except (OutcomeUnknown, psycopg.OperationalError) as error:
+            return self._again("waiting", f"database {self._database}: {error}")
+        except Abandoned:
+            self.let_go()
+            return Did(0, 0.0)
+        except UnknownTopic as missing:
+            return self._troubled("waiting", str(missing), TROUBLED)
+        except Interrupted as interrupted:
+            return self._troubled("waiting", str(interrupted), TROUBLED)
+        except Refused as refused:
+            hooks.fire("relay.halted", shard=self._config.shard, reason=str(refused))
+            return self._troubled(
+                "halted", f"{refused}; nothing behind it is sent until this is mended", HALTED
+            )
+        self._complaint.settled()
+        self._status |= {
+            "state": "carrying",
+            "alarm": None,
+            "published": self._status["published"] + did.published,
+        }
+        return did
+
+    def let_go(self) -> None:
+        """Forget the claim: the next round starts from the row itself."""
+        held, self._held = self._held, None
+        if held is not None:
+            for connection in held.connections:
+                connection.close()
+        if self._producer is not None:
+            self._producer.close()
+            self._producer = None
+
+    def finish(self) -> None:
+        """Before a clean end: write down what is acknowledged, so that a successor repeats nothing."""
+        held = self._held
+        if held is not None and held.state.next is not None:
+            try:
+                if held.sent:
+                    self._confirm(held)
+                else:
+                    held.row.mark_low(held.state, held.state.low)
+            except (Fenced, OutcomeUnknown) as error:
+                log.info("the last delta was not confirmed and will be sent again: %s", error)
+        self.let_go()
+
+    def _begin(self) -> _Held:
+        """Claim the shard and believe its row; the broker comes first, so that a claim is not idle."""
+        producer = self._producer = self._producer or self._make_producer()
+        cluster = producer.cluster_id()
+        connection = self._database.connect(f"shard {self._config.shard}")
+        try:
+            reading = self._database.connect(f"shard {self._config.shard} reader")
+        except BaseException:
+            connection.close()
+            raise
+        try:
+            here = guards.examine(connection, cluster)
+            row = ShardRow(connection, self._config.shard)
+            state = row.claim()
+            hooks.fire("relay.claimed", shard=state.shard, epoch=state.epoch)
+            guards.compare_snapshot(here, state)
+            topics = Topics(connection, producer)
+            topics.load(state)
+        except BaseException:
+            connection.close()
+            reading.close()
+            raise
+        self._held = _Held(
+            connections=(connection, reading),
+            row=row,
+            looker=Looker(connection, limit=self._config.look_rows),
+            reader=DeltaReader(reading, rows=self._config.chunk_rows, bytes_=self._config.chunk_bytes),
+            topics=topics,
+            producer=producer,
+            state=state,
+            surroundings=here,
+        )
+        log.info("shard %d: claimed with epoch %d, delta %d", state.shard, state.epoch, state.delta)
+        return self._held
+
+    def _carry(self, held: _Held) -> Did:
+        if held.state.next is not None and not held.sent:
+            # Planned by a predecessor, or interrupted: its rows are fixed, so they are read again.
+            return Did(self._send(held, held.reader.chunks(held.state)), 0.0)
+        if held.surroundings is not None:
+            if held.sent:
+                self._confirm(held)
+            held.state = guards.after_fail_over(held.connections[0], held.surroundings, held.row, held.state)
+            held.surroundings = None
+        look = held.looker.look(held.state.next or held.state.done)
+        if look.empty:
+            return Did(0, self._idle(held, look))
+        move = held.row.confirm_and_plan if held.sent else held.row.plan
+        held.state, held.sent = move(held.state, look.snapshot, look.floor), False
+        hooks.fire("relay.planned", shard=held.state.shard, delta=held.state.delta)
+        pages = held.reader.chunks(held.state) if look.rows is None else iter([look.rows])
+        published = self._send(held, pages)
+        held.busy_at = time.monotonic()
+        return Did(published, 0.0 if look.rows is None else self._config.poll_busy.total_seconds())
+
+    def _send(self, held: _Held, pages: Iterable[list[Row]]) -> int:
+        """Deliver the planned delta above `low`. Sets `held.sent` once every row is acknowledged."""
+        outgoing = _Outgoing(held, pages, self._stopping)
+        marked_at = time.monotonic()
+        for low in held.producer.deliver(outgoing.chunks(), self._alive):
+            hooks.fire("relay.acknowledged", shard=held.state.shard, low=low)
+            if time.monotonic() - marked_at < LOW_EVERY:
+                held.state = dataclasses.replace(held.state, low=low)
+            else:
+                held.state = held.row.mark_low(held.state, low)
+                marked_at = time.monotonic()
+        if outgoing.missing is not None:
+            raise outgoing.missing
+        held.sent = outgoing.complete
+        return outgoing.rows
+
+    def _idle(self, held: _Held, look: Look) -> float:
+        """Nothing is new: do what was put off, then rest the longer the quieter it is."""
+        now = time.monotonic()
+        quiet = now - held.busy_at
+        done = held.state.done
+        if held.sent:
+            if quiet >= CONFIRM_AFTER:
+                self._confirm(held)
+        elif now - held.topics_at >= TOPICS_EVERY:
+            held.topics.refresh(held.state)
+            held.topics_at = now
+        elif (
+            len(done.running) > MANY_RUNNING
+            and done.running - look.snapshot.running
+            and now - held.advanced_at >= ADVANCE_EVERY
+        ):
+            held.state = held.row.advance(held.state, look.snapshot, look.floor)
+            held.advanced_at = now
+        fast, slow = self._config.poll_busy.total_seconds(), self._config.poll_idle.total_seconds()
+        return min(slow, max(fast, quiet / 5))
+
+    def _confirm(self, held: _Held) -> None:
+        held.state, held.sent = held.row.confirm(held.state), False
+        hooks.fire("relay.confirmed", shard=held.state.shard, delta=held.state.delta)
+
+    def _alive(self) -> bool:
+        if self._stopping():
+            now = time.monotonic()
+            self._stop_by = self._stop_by or now + self._config.stop_timeout.total_seconds()
+            return self._lease.held and now < self._stop_by
+        return self._lease.held
+
+    def _again(self, state: str, why: str) -> Did:
+        """Drop the claim; the next round starts from the row."""
+        self.let_go()
+        return self._troubled(state, why, TROUBLED)
+
+    def _troubled(self, state: str, why: str, rest: float) -> Did:
+        self._status |= {"state": state, "alarm": why}
+        self._complaint.say(why, level=logging.ERROR if state == "halted" else logging.WARNING)
+        return Did(0, rest)
+
+
+class _Outgoing:
+    """The rows of one delta with their targets; ends early at a topic that does not exist, or to stop."""
+
+    def __init__(self, held: _Held, pages: Iterable[list[Row]], stopping: Callable[[], bool]) -> None:
+        self._held = held
+        self._pages = pages
+        self._stopping = stopping
+        self.rows = 0
+        self.complete = False
+        self.missing: UnknownTopic | None = None
+
+    def chunks(self) -> Iterator[Chunk]:
+        topics, state = self._held.topics, self._held.state
+        for page in self._pages:
+            if self._stopping():
+                return
+            rows = page
+            try:
+                targets = list(address(rows, lambda topic: topics.resolve(state, topic)))
+            except UnknownTopic as missing:
+                self.missing = missing
+                rows = [*takewhile(partial(_goes_elsewhere, missing.topic.encode()), page)]
+                targets = list(address(rows, lambda topic: topics.resolve(state, topic)))
+            if rows:
+                hooks.fire("relay.sending", shard=state.shard, rows=len(rows), last=rows[-1][POSITION])
+                self.rows += len(rows)
+                yield Chunk(state.stream, rows, targets)
+            if self.missing is not None:
+                return
+        self.complete = True
+
+
+def _goes_elsewhere(topic: bytes, row: Row) -> bool:
+    return row[TOPIC] != topic

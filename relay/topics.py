@@ -1,0 +1,111 @@
+"""A key keeps its partition: the partition count of each topic, durable before the topic's first record.
+
+A repeat after a crash must land where the first copy did, so the count that a delta was sent with stays
+until that delta is done, whatever the broker says meanwhile.
+"""
+
+import logging
+from typing import Any, Protocol
+
+from outbox.errors import Fenced
+from relay import database
+from relay.database import Connection
+from relay.progress import Progress
+
+log = logging.getLogger("relay.topics")
+
+KNOWN = "SELECT topic, partitions FROM outbox_topic WHERE shard = %(shard)s"
+
+REMEMBER = """
+WITH mine AS (
+    SELECT shard FROM outbox_shard WHERE shard = %(shard)s AND epoch = %(epoch)s
+    AND set_config('synchronous_commit', 'on', true) = 'on' FOR UPDATE)
+INSERT INTO outbox_topic (shard, topic, partitions) SELECT shard, %(topic)s, %(partitions)s FROM mine
+ON CONFLICT (shard, topic) DO UPDATE SET partitions = outbox_topic.partitions
+RETURNING partitions
+"""
+"""Write a count down once; a count that is there already wins. Fenced by the shard's epoch."""
+
+GROW = """
+UPDATE outbox_topic t SET partitions = %(partitions)s
+FROM outbox_shard s
+WHERE s.shard = %(shard)s AND s.epoch = %(epoch)s AND s.next IS NULL
+  AND t.shard = s.shard AND t.topic = %(topic)s
+  AND set_config('synchronous_commit', 'on', true) = 'on'
+RETURNING t.partitions
+"""
+"""Take over a changed count, between deltas only."""
+
+
+class Metadata(Protocol):
+    """Asks the broker."""
+
+    def partitions(self, topic: str) -> int | None:
+        """How many partitions `topic` has now; None when the broker does not know it."""
+
+
+class UnknownTopic(Exception):
+    """A topic that events are addressed to does not exist on the broker."""
+
+    def __init__(self, topic: str) -> None:
+        super().__init__(
+            f"topic {topic!r} does not exist on the broker; create it, and its events will go out in order"
+        )
+        self.topic = topic
+
+
+class Topics:
+    """Partition counts for one shard's owner."""
+
+    def __init__(self, connection: Connection, metadata: Metadata) -> None:
+        self._connection = connection
+        self._metadata = metadata
+        self._counts: dict[bytes, tuple[str, int]] = {}
+
+    def load(self, state: Progress) -> None:
+        """After a claim: believe what is written down."""
+        rows = database.execute(self._connection, KNOWN, {"shard": state.shard}).fetchall()
+        self._counts = {topic.encode(): (topic, partitions) for topic, partitions in rows}
+
+    def resolve(self, state: Progress, topic: bytes) -> tuple[str, int]:
+        """Name and partition count of `topic`, written down before its first record.
+
+        Raises UnknownTopic when the broker does not know it, Fenced when the shard has another owner.
+        """
+        known = self._counts.get(topic)
+        if known is not None:
+            return known
+        name = topic.decode()
+        count = self._metadata.partitions(name)
+        if count is None:
+            raise UnknownTopic(name)
+        self._counts[topic] = name, self._write(REMEMBER, state, name, count)
+        return self._counts[topic]
+
+    def refresh(self, state: Progress) -> None:
+        """Between deltas: follow topics whose partition count was changed on the broker."""
+        for key, (name, count) in list(self._counts.items()):
+            now = self._metadata.partitions(name)
+            if now is not None and now != count:
+                self._counts[key] = name, self._write(GROW, state, name, now)
+                log.warning(
+                    "topic %s has %d partitions instead of %d: keys move, so their order holds within each "
+                    "partition only until the consumers have caught up",
+                    name,
+                    now,
+                    count,
+                )
+
+    def _write(self, statement: str, state: Progress, topic: str, partitions: int) -> int:
+        values: dict[str, Any] = {
+            "shard": state.shard,
+            "epoch": state.epoch,
+            "topic": topic,
+            "partitions": partitions,
+        }
+        row = database.execute(self._connection, statement, values).fetchone()
+        if row is None:
+            raise Fenced(
+                f"shard {state.shard}: epoch {state.epoch} is no longer current; nothing was changed"
+            )
+        return int(row[0])
