@@ -5,6 +5,19 @@ there, ServerUnavailable says what to install. No process, socket or directory o
 """
 
 from outbox.testing.servers.failure import ServerFailed, ServerUnavailable
+from outbox.testing.servers.kafka import KafkaServer, start_kafka
+from outbox.testing.servers.kafka_broker import KafkaBroker
+from outbox.testing.servers.mock import MockKafka, start_mock_kafka
 from outbox.testing.servers.postgres import PostgresServer, start_postgres
 
-__all__ = ["PostgresServer", "ServerFailed", "ServerUnavailable", "start_postgres"]
+__all__ = [
+    "KafkaBroker",
+    "KafkaServer",
+    "MockKafka",
+    "PostgresServer",
+    "ServerFailed",
+    "ServerUnavailable",
+    "start_kafka",
+    "start_mock_kafka",
+    "start_postgres",
+]

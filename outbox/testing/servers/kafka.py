@@ -1,0 +1,145 @@
+"""A real Apache Kafka of one's own, of one broker or three, with topics for the asking."""
+
+import os
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from outbox.testing.servers import broker_settings, jars, jvm, kafka_archive, kafka_storage, workspace
+from outbox.testing.servers.failure import ServerFailed, ServerUnavailable
+from outbox.testing.servers.kafka_broker import KafkaBroker
+
+
+class KafkaServer:
+    """A cluster with topics for the asking. Closing it removes every trace."""
+
+    bootstrap: str
+    """As in "127.0.0.1:9092"; several brokers with commas."""
+
+    _admin: AdminClient | None = None
+
+    @property
+    def brokers(self) -> list[KafkaBroker]:
+        """Each node, to be killed and frozen."""
+        raise ServerUnavailable(
+            "kafka",
+            "cannot kill or freeze brokers that were given by OUTBOX_KAFKA_BOOTSTRAP_SERVERS; unset it to let "
+            "the test start its own",
+        )
+
+    @property
+    def admin(self) -> AdminClient:
+        """A client for what a test asks of the cluster itself."""
+        if self._admin is None:
+            self._admin = AdminClient({"bootstrap.servers": self.bootstrap, "socket.timeout.ms": 10_000})
+        return self._admin
+
+    def create_topic(self, name: str, partitions: int = 6, **config: str) -> str:
+        """Create topic `name` and wait until every partition has a leader; underscores in `config` are dots."""
+        changes = {key.replace("_", "."): value for key, value in config.items()}
+        topic = NewTopic(name, num_partitions=partitions, replication_factor=-1, config=changes)
+        self.admin.create_topics([topic], operation_timeout=20)[name].result(30)
+        self._await_leaders(name, partitions)
+        return name
+
+    def delete_topic(self, name: str) -> None:
+        """Delete topic `name`; returns when the controller has agreed."""
+        self.admin.delete_topics([name], operation_timeout=20)[name].result(30)
+
+    def close(self) -> None:
+        """Done with it."""
+        self._admin = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _await_leaders(self, name: str, partitions: int) -> None:
+        until = time.monotonic() + 20
+        while time.monotonic() < until:
+            found = self.admin.list_topics(name, timeout=10).topics[name].partitions
+            if len(found) == partitions and all(p.leader >= 0 for p in found.values()):
+                return
+            time.sleep(0.01)
+        raise ServerFailed(f"topic {name} has not got a leader for each of its {partitions} partitions in 20 s")
+
+
+class GivenKafka(KafkaServer):
+    """The cluster behind an address. It is left running."""
+
+    def __init__(self, bootstrap: str) -> None:
+        self.bootstrap = bootstrap
+        try:
+            self.admin.list_topics(timeout=10)
+        except KafkaException as error:
+            raise ServerFailed(
+                f"OUTBOX_KAFKA_BOOTSTRAP_SERVERS names {bootstrap}, which does not answer: {error.args[0]}"
+            ) from error
+
+
+class OwnKafka(KafkaServer):
+    """A cluster started here, on 127.0.0.1 without authentication."""
+
+    def __init__(self, count: int, settings: Mapping[str, str]) -> None:
+        jars.java()
+        jars.resolve()
+        kafka_archive.write()
+        self._directory = workspace.create("kafka")
+        self._brokers: list[KafkaBroker] = []
+        try:
+            self._launch(count, settings)
+        except BaseException:
+            self.close()
+            raise
+        self.bootstrap = ",".join(broker.address for broker in self._brokers)
+
+    @property
+    def brokers(self) -> list[KafkaBroker]:
+        return self._brokers
+
+    def close(self) -> None:
+        super().close()
+        for broker in self._brokers:
+            broker.close()
+        workspace.remove(self._directory)
+
+    def _launch(self, count: int, settings: Mapping[str, str]) -> None:
+        cluster = kafka_storage.new_id()
+        for node in range(1, count + 1):
+            directory = self._directory / str(node)
+            directory.mkdir()
+            self._brokers.append(KafkaBroker(node, directory))
+        voters = ",".join(broker.voter for broker in self._brokers)
+        for broker in self._brokers:
+            broker.configure(
+                cluster=cluster,
+                voters=voters,
+                settings=broker_settings.for_brokers(count, settings),
+                flags=jvm.sharing(),
+            )
+            broker.launch()
+        for broker in self._brokers:
+            broker.wait()
+
+
+def start_kafka(
+    brokers: int = 1, *, settings: Mapping[str, str] | None = None, own: bool = False
+) -> KafkaServer:
+    """A running cluster: the one OUTBOX_KAFKA_BOOTSTRAP_SERVERS names, else a new one.
+
+    More than one broker, `settings` (which an address cannot promise) and `own` each mean: a new one. With
+    three brokers everything is replicated three times, two of which must agree. The first call on a machine
+    downloads Kafka. Raises ServerUnavailable, with what to install, when Java or Maven is missing.
+    """
+    address = os.environ.get("OUTBOX_KAFKA_BOOTSTRAP_SERVERS")
+    if address and brokers == 1 and not (settings or own):
+        return GivenKafka(address)
+    return OwnKafka(brokers, settings or {})
