@@ -15,8 +15,14 @@ from outbox.testing.servers.failure import ServerFailed, ServerUnavailable
 
 POM = Path(__file__).with_name("pom.xml")
 GIVE = "or give a running cluster in OUTBOX_KAFKA_BOOTSTRAP_SERVERS."
-HOW_JAVA = f"Java 17 or newer is not on this machine. Install it (Debian: apt install openjdk-17-jre-headless), {GIVE}"
-HOW_MAVEN = f"Kafka's jars are not in the cache and Maven is not on this machine. Install it (Debian: apt install maven), {GIVE}"
+HOW_JAVA = (
+    "Java 17 or newer is not on this machine. Install it (Debian: apt install openjdk-17-jre-headless), "
+    + GIVE
+)
+HOW_MAVEN = (
+    "Kafka's jars are not in the cache and Maven is not on this machine. "
+    f"Install it (Debian: apt install maven), {GIVE}"
+)
 
 
 def java() -> str:
@@ -76,6 +82,8 @@ def _download() -> list[Path]:
             timeout=600,
         )
         if done.returncode != 0:
-            raise ServerFailed(f"Maven could not resolve {POM.name}; is its repository reachable?\n{done.stdout}")
+            raise ServerFailed(
+                f"Maven could not resolve {POM.name}; is its repository reachable?\n{done.stdout}"
+            )
         (Path(temporary) / "jars").rename(home() / "jars")
     return cached() or []

@@ -7,7 +7,8 @@ from types import TracebackType
 from typing import Self
 
 from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 
 from outbox.testing.servers import broker_settings, jars, jvm, kafka_archive, kafka_storage, workspace
 from outbox.testing.servers.failure import ServerFailed, ServerUnavailable
@@ -27,8 +28,8 @@ class KafkaServer:
         """Each node, to be killed and frozen."""
         raise ServerUnavailable(
             "kafka",
-            "cannot kill or freeze brokers that were given by OUTBOX_KAFKA_BOOTSTRAP_SERVERS; unset it to let "
-            "the test start its own",
+            "cannot kill or freeze brokers that were given by OUTBOX_KAFKA_BOOTSTRAP_SERVERS; unset it to "
+            "let the test start its own",
         )
 
     @property
@@ -39,7 +40,7 @@ class KafkaServer:
         return self._admin
 
     def create_topic(self, name: str, partitions: int = 6, **config: str) -> str:
-        """Create topic `name` and wait until every partition has a leader; underscores in `config` are dots."""
+        """Create topic `name`, a leader for each partition included; underscores in `config` are dots."""
         changes = {key.replace("_", "."): value for key, value in config.items()}
         topic = NewTopic(name, num_partitions=partitions, replication_factor=-1, config=changes)
         self.admin.create_topics([topic], operation_timeout=20)[name].result(30)
@@ -69,7 +70,9 @@ class KafkaServer:
             if len(found) == partitions and all(p.leader >= 0 for p in found.values()):
                 return
             time.sleep(0.01)
-        raise ServerFailed(f"topic {name} has not got a leader for each of its {partitions} partitions in 20 s")
+        raise ServerFailed(
+            f"topic {name} has not got a leader for each of its {partitions} partitions in 20 s"
+        )
 
 
 class GivenKafka(KafkaServer):

@@ -36,6 +36,11 @@ class KafkaBroker:
         return f"{self.node}@127.0.0.1:{self._controller.number}"
 
     @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._get().pid
+
+    @property
     def running(self) -> bool:
         """Frozen counts as running."""
         return self._program is not None and self._program.running

@@ -66,7 +66,9 @@ class PostgresServer:
     def drop(self, name: str) -> None:
         """Drop database `name`, whoever is connected."""
         with psycopg.connect(self.url, autocommit=True) as connection:
-            connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+            connection.execute(
+                sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
+            )
 
     def url_of(self, name: str) -> str:
         """The superuser's URL of database `name`."""
@@ -87,11 +89,11 @@ class PostgresServer:
 
     def restart(self, settings: Settings | None = None) -> None:
         """Stop and start, with `settings` changed."""
-        raise self._not_ours("restart")
+        raise self._not_ours("restart", settings)
 
     def reload(self, settings: Settings) -> None:
         """Change `settings` while it runs; returns when they hold for new statements."""
-        raise self._not_ours("reload")
+        raise self._not_ours("reload", settings)
 
     def log(self) -> str:
         """What it has logged so far."""
@@ -108,9 +110,12 @@ class PostgresServer:
     ) -> None:
         self.close()
 
-    def _not_ours(self, verb: str) -> ServerUnavailable:
+    def _not_ours(self, verb: str, settings: Settings | None = None) -> ServerUnavailable:
+        change = f" with {dict(settings)}" if settings else ""
         return ServerUnavailable(
-            "pg", f"cannot {verb} a server that was given by OUTBOX_DATABASE_URL; unset it to let the test start one"
+            "pg",
+            f"cannot {verb} a server that was given by OUTBOX_DATABASE_URL{change}; "
+            "unset it to let the test start its own",
         )
 
 
@@ -166,6 +171,11 @@ class OwnPostgres(PostgresServer):
     def pid(self) -> int:
         """The postmaster's process id."""
         return self._program.pid
+
+    @property
+    def log_file(self) -> Path:
+        """What it logs to, in its directory."""
+        return self._program.log
 
     def start(self) -> None:
         self._program.start()

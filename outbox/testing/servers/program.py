@@ -1,11 +1,11 @@
 """Run one server program that can be killed, frozen and started again, and never outlives its owner."""
 
 import os
-from signal import SIGCONT, SIGKILL, SIGSTOP, SIGTERM, Signals
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from signal import SIGCONT, SIGKILL, SIGSTOP, SIGTERM, Signals
 
 from outbox.testing.servers import reaper
 from outbox.testing.servers.account import Account
@@ -102,7 +102,7 @@ class Program:
         self._reap(within=30)
 
     def stop(self, *, within: float = 20, by: Signals | None = None) -> None:
-        """End it in good order, by `by` instead of its usual signal if given; kill it when it takes too long."""
+        """End it in good order, by `by` or its usual signal; kill it when it takes too long."""
         if self.running:
             self.resume()
             self.send(by or self._farewell)

@@ -1,0 +1,98 @@
+"""Kafka started for a test: groups of both protocols, a lost broker, and nothing left behind."""
+
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from confluent_kafka import Consumer, Producer
+
+from outbox.testing.servers import KafkaServer, start_kafka, start_mock_kafka
+from tests.conftest import TopicFactory
+
+IMPATIENT = {"socket.timeout.ms": 6000}
+"""A frozen broker answers nobody; the default waits for it a minute."""
+
+
+def send(bootstrap: str, topic: str, values: list[bytes]) -> None:
+    producer = Producer({"bootstrap.servers": bootstrap, "enable.idempotence": True, **IMPATIENT})
+    for value in values:
+        producer.produce(topic, value, key=b"k")
+    assert producer.flush(60) == 0
+
+
+def read(bootstrap: str, topic: str, count: int, **settings: str) -> list[bytes | None]:
+    consumer = Consumer(
+        {
+            "bootstrap.servers": bootstrap,
+            "group.id": uuid4().hex,
+            "auto.offset.reset": "earliest",
+            **IMPATIENT,
+            **{name.replace("_", "."): value for name, value in settings.items()},
+        }
+    )
+    try:
+        consumer.subscribe([topic])
+        return [message.value() for message in consumer.consume(count, timeout=60)]
+    finally:
+        consumer.close()
+
+
+@pytest.mark.parametrize("protocol", ["classic", "consumer"])
+def test_a_group_of_either_protocol_reads_what_was_sent(
+    kafka: KafkaServer, topic: TopicFactory, protocol: str
+) -> None:
+    name = topic("either", partitions=2)
+    send(kafka.bootstrap, name, [b"1", b"2"])
+    assert read(kafka.bootstrap, name, 2, group_protocol=protocol) == [b"1", b"2"]
+
+
+def test_a_transaction_commits_on_one_broker(kafka: KafkaServer, topic: TopicFactory) -> None:
+    name = topic("transaction", partitions=1)
+    producer = Producer({"bootstrap.servers": kafka.bootstrap, "transactional.id": uuid4().hex})
+    producer.init_transactions(30)
+    for value, ends in ((b"no", producer.abort_transaction), (b"yes", producer.commit_transaction)):
+        producer.begin_transaction()
+        producer.produce(name, value)
+        producer.flush(10)
+        ends(30)
+    assert read(kafka.bootstrap, name, 1) == [b"yes"]
+
+
+def test_topics_are_never_made_by_a_mistyped_name(kafka: KafkaServer) -> None:
+    name = f"mistyped.{uuid4().hex}"
+    assert name in kafka.admin.list_topics(name, timeout=10).topics  # the answer is about it, with an error
+    assert name not in kafka.admin.list_topics(timeout=10).topics
+
+
+@pytest.mark.slow
+def test_three_brokers_keep_accepting_records_when_one_is_killed() -> None:
+    with start_kafka(brokers=3) as cluster:
+        name = cluster.create_topic("replicated", partitions=3)
+        send(cluster.bootstrap, name, [b"1"])
+        cluster.brokers[0].kill()
+        send(cluster.bootstrap, name, [b"2"])
+        cluster.brokers[0].start()
+        cluster.brokers[1].pause()
+        send(cluster.bootstrap, name, [b"3"])
+        cluster.brokers[1].resume()
+        assert read(cluster.bootstrap, name, 3) == [b"1", b"2", b"3"]
+
+
+def test_a_closed_cluster_leaves_no_process_and_no_directory() -> None:
+    with start_kafka(own=True) as cluster:
+        broker = cluster.brokers[0]
+        directory, pid = broker.directory, broker.pid
+        assert directory.exists()
+    assert not directory.parent.exists()
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_the_mock_knows_topics_and_loses_a_broker() -> None:
+    with start_mock_kafka(brokers=3) as mock:
+        name = mock.create_topic("mocked", partitions=2)
+        mock.down(2)
+        send(mock.bootstrap, name, [b"1", b"2"])
+        mock.up(2)
+        assert read(mock.bootstrap, name, 2) == [b"1", b"2"]
+        pid = mock.pid
+    assert not Path(f"/proc/{pid}").exists()
