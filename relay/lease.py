@@ -14,6 +14,7 @@ import psycopg
 
 from relay import database
 from relay.database import Connection, Database, OutcomeUnknown
+from relay.loop import Complaint
 
 log = logging.getLogger("relay.lease")
 
@@ -53,6 +54,7 @@ class Lease:
         self._state = state
         self._connection: Connection | None = None
         self._held_until = 0.0
+        self._complaint = Complaint(log)
 
     @property
     def held(self) -> bool:
@@ -66,8 +68,10 @@ class Lease:
             taken = self._take()
         except (OutcomeUnknown, psycopg.OperationalError) as error:
             self._disconnect()
-            log.debug("lease of shard %d not renewed: %s", self._shard, error)
+            if not self.held:
+                self._complaint.say(f"database {self._database}: {error}")
             return self.held
+        self._complaint.settled()
         was_held = self.held
         self._held_until = before + self._duration.total_seconds() if taken else 0.0
         if taken != was_held:
