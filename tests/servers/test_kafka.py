@@ -72,6 +72,7 @@ def test_three_brokers_keep_accepting_records_when_one_is_killed() -> None:
         cluster.brokers[0].kill()
         send(cluster.bootstrap, name, [b"2"])
         cluster.brokers[0].start()
+        cluster.await_in_sync(name)
         cluster.brokers[1].pause()
         send(cluster.bootstrap, name, [b"3"])
         cluster.brokers[1].resume()

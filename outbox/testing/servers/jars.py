@@ -16,8 +16,7 @@ from outbox.testing.servers.failure import ServerFailed, ServerUnavailable
 POM = Path(__file__).with_name("pom.xml")
 GIVE = "or give a running cluster in OUTBOX_KAFKA_BOOTSTRAP_SERVERS."
 HOW_JAVA = (
-    "Java 17 or newer is not on this machine. Install it (Debian: apt install openjdk-17-jre-headless), "
-    + GIVE
+    "Java 17 or newer is not on this machine. Install it (Debian: apt install default-jre-headless), " + GIVE
 )
 HOW_MAVEN = (
     "Kafka's jars are not in the cache and Maven is not on this machine. "

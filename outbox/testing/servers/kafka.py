@@ -2,17 +2,25 @@
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from outbox.testing.servers import broker_settings, jars, jvm, kafka_archive, kafka_storage, workspace
 from outbox.testing.servers.failure import ServerFailed, ServerUnavailable
 from outbox.testing.servers.kafka_broker import KafkaBroker
+
+
+class Partition(Protocol):
+    """What a cluster tells about one partition."""
+
+    leader: int
+    replicas: list[int]
+    isrs: list[int]
 
 
 class KafkaServer:
@@ -44,12 +52,23 @@ class KafkaServer:
         changes = {key.replace("_", "."): value for key, value in config.items()}
         topic = NewTopic(name, num_partitions=partitions, replication_factor=-1, config=changes)
         self.admin.create_topics([topic], operation_timeout=20)[name].result(30)
-        self._await_leaders(name, partitions)
+        self._await(name, lambda p: p.leader >= 0, "a leader for each partition", 20)
         return name
 
+    def await_in_sync(self, name: str, *, within: float = 60) -> None:
+        """Return when every replica of topic `name` is in sync, as after the loss of a broker.
+
+        Until then the loss of a second one can leave a partition with fewer than its minimum.
+        """
+        self._await(name, lambda p: len(p.isrs) == len(p.replicas), "all replicas in sync", within)
+
     def delete_topic(self, name: str) -> None:
-        """Delete topic `name`; returns when the controller has agreed."""
-        self.admin.delete_topics([name], operation_timeout=20)[name].result(30)
+        """Delete topic `name`, unless it is gone already; returns when the controller has agreed."""
+        try:
+            self.admin.delete_topics([name], operation_timeout=20)[name].result(30)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                raise
 
     def close(self) -> None:
         """Done with it."""
@@ -63,16 +82,15 @@ class KafkaServer:
     ) -> None:
         self.close()
 
-    def _await_leaders(self, name: str, partitions: int) -> None:
-        until = time.monotonic() + 20
-        while time.monotonic() < until:
-            found = self.admin.list_topics(name, timeout=10).topics[name].partitions
-            if len(found) == partitions and all(p.leader >= 0 for p in found.values()):
+    def _await(self, name: str, reached: Callable[[Partition], bool], what: str, within: float) -> None:
+        until = time.monotonic() + within
+        while True:
+            found = self.admin.list_topics(name, timeout=10).topics[name].partitions.values()
+            if found and all(reached(partition) for partition in found):
                 return
-            time.sleep(0.01)
-        raise ServerFailed(
-            f"topic {name} has not got a leader for each of its {partitions} partitions in 20 s"
-        )
+            if time.monotonic() > until:
+                raise ServerFailed(f"topic {name} has not got {what} within {within:g} s")
+            time.sleep(0.02)
 
 
 class GivenKafka(KafkaServer):

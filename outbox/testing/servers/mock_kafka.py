@@ -38,6 +38,7 @@ def load() -> ctypes.CDLL:
         ("rd_kafka_mock_cluster_new", handle, [handle, number]),
         ("rd_kafka_mock_cluster_bootstraps", text, [handle]),
         ("rd_kafka_mock_topic_create", number, [handle, text, number, number]),
+        ("rd_kafka_mock_group_initial_rebalance_delay_ms", None, [handle, ctypes.c_int32]),
         ("rd_kafka_mock_broker_set_down", number, [handle, ctypes.c_int32]),
         ("rd_kafka_mock_broker_set_up", number, [handle, ctypes.c_int32]),
     ):
@@ -58,6 +59,7 @@ class Cluster:
         self._cluster = self._library.rd_kafka_mock_cluster_new(client, brokers) if client else None
         if not self._cluster:
             raise SystemExit(f"librdkafka did not start its mock cluster: {error.value.decode()}")
+        self._library.rd_kafka_mock_group_initial_rebalance_delay_ms(self._cluster, 0)
 
     @property
     def bootstrap(self) -> str:

