@@ -54,6 +54,9 @@ class RelayConfig(BaseSettings):
     look_rows: int = Field(default=1_000, ge=1, description="events of one delta held in memory at most")
     chunk_rows: int = Field(default=2_000, ge=1, description="rows of a backlog read and sent at a time")
     chunk_bytes: int = Field(default=4_194_304, ge=1, description="payload bytes read and sent at a time")
+    retention: timedelta = Field(
+        default=timedelta(minutes=30), description="published events stay readable for at least so long"
+    )
     stop_timeout: timedelta = Field(
         default=timedelta(seconds=10), description="how long SIGTERM waits for acknowledgements"
     )

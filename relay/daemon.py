@@ -3,7 +3,7 @@
 import logging
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -13,6 +13,7 @@ from relay.config import RelayConfig
 from relay.database import Database
 from relay.lease import Lease
 from relay.producers import SequencedProducer
+from relay.ring import EVERY, Ring
 from relay.shard import Did, Shard
 
 log = logging.getLogger("relay")
@@ -31,7 +32,7 @@ class Relay:
     def __init__(self, config: RelayConfig) -> None:
         self._config = config
         self._bell = loop.Bell()
-        self._renewals = loop.Bell()
+        self._aside = loop.Bell()
         self._status: dict[str, Any] = {
             "shard": config.shard,
             "state": "starting",
@@ -52,6 +53,9 @@ class Relay:
             stopping=lambda: self._bell.stopping,
             status=self._status,
         )
+        self._ring = Ring(
+            Database(config.url, prepared=config.prepared_statements), retention=config.retention
+        )
         self._failure: BaseException | None = None
 
     @property
@@ -66,7 +70,7 @@ class Relay:
     def stop(self) -> None:
         """End `run()` after the chunk in hand; callable from any thread or signal handler."""
         self._bell.stop()
-        self._renewals.stop()
+        self._aside.stop()
 
     def run_once(self) -> Did:
         """Take the lease if it is free and do one round. Needs no other thread; call `close()` at the end."""
@@ -76,31 +80,43 @@ class Relay:
     def close(self) -> None:
         """End cleanly after `run_once`: confirm, release the lease."""
         self._shard.finish()
+        self._ring.close()
         self._lease.release()
 
     def run(self) -> None:
         """Carry events until told to stop. Raises what an operator has to mend (schema, rights, identity)."""
         log.info("relay %s: database %s", self._config.instance, Database(self._config.url))
         with _stopped_by_signals(self):
-            renewing = threading.Thread(target=self._keep_lease, name="outbox-lease", daemon=True)
-            renewing.start()
+            beside = [self._beside("lease", self._renew), self._beside("ring", self._turn_ring)]
             try:
                 loop.run(lambda: self._shard.run_once().rest, self._bell)
             finally:
                 self.stop()
-                renewing.join(self._config.lease.total_seconds())
+                for thread in beside:
+                    thread.join(self._config.lease.total_seconds())
                 self._status["state"] = "stopped"
                 self.close()
         if self._failure is not None:
             raise self._failure
 
-    def _keep_lease(self) -> None:
-        """On its own thread and connection, so that no amount of sending can starve it."""
-        try:
-            loop.run(self._renew, self._renewals)
-        except BaseException as failure:
-            self._failure = failure
-            self.stop()
+    def _beside(self, name: str, work: Callable[[], float]) -> threading.Thread:
+        """Loop on a thread and connection of its own, so that no amount of sending can starve it."""
+
+        def guarded() -> None:
+            try:
+                loop.run(work, self._aside)
+            except BaseException as failure:
+                self._failure = failure
+                self.stop()
+
+        thread = threading.Thread(target=guarded, name=f"outbox-{name}", daemon=True)
+        thread.start()
+        return thread
+
+    def _turn_ring(self) -> float:
+        if self._lease.held:
+            self._ring.run_once()
+        return EVERY.total_seconds()
 
     def _renew(self) -> float:
         before, held = self._lease.held, self._lease.run_once()

@@ -1,0 +1,180 @@
+"""A leaf of the ring is truncated exactly when nothing in it is needed any more."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Protocol
+
+import psycopg
+import pytest
+from psycopg.rows import TupleRow
+from sqlalchemy import Engine
+
+from outbox.storage import ring as leaves
+from relay import ring
+from relay.database import Database, plain_url
+from relay.ring import Ring
+
+NOW = timedelta(0)
+
+Session = psycopg.Connection[TupleRow]
+
+
+class Connect(Protocol):
+    def __call__(self, *, autocommit: bool = False) -> Session: ...
+
+
+INSERT = """
+INSERT INTO outbox_event (id, aggregatetype, aggregateid, type, payload, slot)
+VALUES (gen_random_uuid(), 'order', %(key)s, 'order.placed.v1', '\\x01', %(slot)s)
+"""
+ACKNOWLEDGE = "UPDATE outbox_shard SET done = pg_current_snapshot()"
+
+
+@pytest.fixture
+def connect(database: str) -> Iterator[Connect]:
+    opened: list[Session] = []
+
+    def open_(*, autocommit: bool = False) -> Session:
+        opened.append(psycopg.connect(plain_url(database), autocommit=autocommit))
+        return opened[-1]
+
+    yield open_
+    for connection in opened:
+        connection.close()
+
+
+@pytest.fixture
+def quiet_slot(engine: Engine) -> int:
+    """The slot whose next turn is farthest away."""
+    with engine.connect() as connection:
+        turn = connection.exec_driver_sql(
+            f"SELECT (date_part('epoch', clock_timestamp())::bigint / {leaves.SECONDS_PER_LEAF})"
+        ).scalar_one()
+    return int((turn - 3) % leaves.LEAVES)
+
+
+@pytest.fixture
+def turner(database: str) -> Iterator[Ring]:
+    made = Ring(Database(database), retention=NOW)
+    yield made
+    made.close()
+
+
+def insert(connection: Session, slot: int, key: str | None = "k") -> None:
+    connection.execute(INSERT, {"key": key, "slot": slot})
+
+
+def rows(connection: Session) -> int:
+    found = connection.execute("SELECT count(*) FROM outbox_event").fetchone()
+    assert found is not None
+    return int(found[0])
+
+
+def test_a_leaf_whose_events_are_all_acknowledged_is_truncated(
+    connect: Connect, quiet_slot: int, turner: Ring
+) -> None:
+    session = connect(autocommit=True)
+    insert(session, quiet_slot)
+    session.execute(ACKNOWLEDGE)
+    assert turner.run_once() == [leaves.leaf(quiet_slot)]
+    assert rows(session) == 0
+
+
+def test_an_event_that_waits_to_be_published_keeps_its_leaf(
+    connect: Connect, quiet_slot: int, turner: Ring
+) -> None:
+    session = connect(autocommit=True)
+    session.execute(ACKNOWLEDGE)
+    insert(session, quiet_slot)
+    assert turner.run_once() == []
+    assert rows(session) == 1
+
+
+def test_a_transaction_older_than_the_whole_ring_loses_nothing(
+    connect: Connect, quiet_slot: int, turner: Ring
+) -> None:
+    late, session = connect(), connect(autocommit=True)
+    insert(late, quiet_slot)
+    insert(session, quiet_slot)
+    session.execute(ACKNOWLEDGE)
+    assert turner.run_once() == []
+    late.commit()
+    assert turner.run_once() == []
+    assert rows(session) == 2
+
+
+def test_asking_for_visible_rows_without_the_lock_would_lose_the_late_transaction(
+    connect: Connect, quiet_slot: int, turner: Ring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broken form: no lock, so the open transaction is not noticed by the check."""
+    monkeypatch.setattr(ring, "LOCK", "SELECT '{leaf}'")
+    late, session = connect(), connect(autocommit=True)
+    insert(late, quiet_slot)
+    insert(session, quiet_slot)
+    session.execute(ACKNOWLEDGE)
+    monkeypatch.setattr(ring, "TRUNCATE", "SELECT '{leaf}'")
+    assert turner.run_once() == [leaves.leaf(quiet_slot)]
+
+
+def test_a_row_of_no_shard_keeps_its_leaf(connect: Connect, quiet_slot: int, turner: Ring) -> None:
+    session = connect(autocommit=True)
+    insert(session, quiet_slot, key=None)
+    session.execute(ACKNOWLEDGE)
+    session.execute("UPDATE outbox_shard SET lo = 1")
+    assert turner.run_once() == []
+    assert rows(session) == 1
+
+
+def test_a_reader_such_as_pg_dump_postpones_truncation_and_nobody_waits_behind_us(
+    connect: Connect, quiet_slot: int, turner: Ring
+) -> None:
+    dump, session = connect(), connect(autocommit=True)
+    insert(session, quiet_slot)
+    session.execute(ACKNOWLEDGE)
+    dump.execute("LOCK TABLE outbox_event IN ACCESS SHARE MODE")
+    assert turner.run_once() == []
+    session.execute("SET lock_timeout = '100ms'")
+    insert(session, quiet_slot)
+    dump.rollback()
+    session.execute(ACKNOWLEDGE)
+    assert turner.run_once() == [leaves.leaf(quiet_slot)]
+
+
+def test_the_check_sees_what_the_lock_waited_for_even_where_repeatable_read_is_the_default(
+    connect: Connect, quiet_slot: int, turner: Ring
+) -> None:
+    late, session = connect(), connect(autocommit=True)
+    insert(session, quiet_slot)
+    session.execute(ACKNOWLEDGE)
+    insert(late, quiet_slot)
+
+    def commit_late(point: str, _facts: dict[str, object]) -> None:
+        assert point != "relay.ring.locked", "the lock must not be granted while the writer is open"
+
+    unsubscribe = ring.hooks.subscribe(commit_late)
+    try:
+        assert turner.run_once() == []
+    finally:
+        unsubscribe()
+    late.commit()
+    session.execute("ALTER ROLE CURRENT_USER SET default_transaction_isolation = 'repeatable read'")
+    try:
+        turner.close()
+        assert turner.run_once() == []
+    finally:
+        session.execute("ALTER ROLE CURRENT_USER RESET default_transaction_isolation")
+    assert rows(session) == 2
+
+
+def test_published_events_stay_readable_for_the_retention(
+    connect: Connect, database: str, quiet_slot: int
+) -> None:
+    session = connect(autocommit=True)
+    insert(session, quiet_slot)
+    session.execute(ACKNOWLEDGE)
+    patient = Ring(Database(database), retention=timedelta(hours=2))
+    try:
+        assert patient.run_once() == []
+    finally:
+        patient.close()
+    assert rows(session) == 1
