@@ -9,6 +9,7 @@ import pytest
 from psycopg.rows import TupleRow
 from sqlalchemy import Engine
 
+from outbox import hooks
 from outbox.storage import ring as leaves
 from relay import ring
 from relay.database import Database, plain_url
@@ -151,7 +152,7 @@ def test_the_check_sees_what_the_lock_waited_for_even_where_repeatable_read_is_t
     def commit_late(point: str, _facts: dict[str, object]) -> None:
         assert point != "relay.ring.locked", "the lock must not be granted while the writer is open"
 
-    unsubscribe = ring.hooks.subscribe(commit_late)
+    unsubscribe = hooks.subscribe(commit_late)
     try:
         assert turner.run_once() == []
     finally:
