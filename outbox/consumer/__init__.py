@@ -1,0 +1,9 @@
+"""Kafka → handlers → PostgreSQL, exactly once. The door of the consuming half."""
+
+from outbox.consumer.consumer import Consumer
+from outbox.consumer.health import Health, MemberHealth, PartitionHealth
+from outbox.consumer.partition import Status
+from outbox.consumer.record import Record
+from outbox.consumer.settings import Settings
+
+__all__ = ["Consumer", "Health", "MemberHealth", "PartitionHealth", "Record", "Settings", "Status"]

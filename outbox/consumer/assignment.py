@@ -1,0 +1,124 @@
+"""Keep the Kafka client reading at the database's offsets, whatever the group protocol.
+
+Positions are given by assign() alone, always as numbers: seek() can be overridden by a look-up that is still
+under way, and a partition parked at a logical offset may start anywhere. The client's pause flag survives
+revoke and assign, so it is tracked here and set or lifted explicitly.
+"""
+
+import logging
+from collections.abc import Iterable
+
+from confluent_kafka import Consumer as KafkaConsumer
+from confluent_kafka import KafkaException, TopicPartition
+
+from outbox import hooks
+from outbox.consumer.partition import Partition
+
+log = logging.getLogger(__name__)
+
+Key = tuple[str, int]
+
+
+class Assignment:
+    """The partitions a member holds, and their place and pause in its Kafka client."""
+
+    def __init__(self, client: KafkaConsumer, group: str, *, incremental: bool) -> None:
+        self._group = group
+        self.partitions: dict[Key, Partition] = {}
+        self._client = client
+        self._incremental = incremental
+        self._paused: set[Key] = set()
+
+    def add(self, added: Iterable[Partition]) -> None:
+        """Answer an assignment: those claimed are read from their offset, the others stand paused."""
+        given = list(added)
+        for partition in given:
+            self.partitions[partition.key] = partition
+        if self._incremental:
+            self._client.incremental_assign([_place(partition) for partition in given])
+        else:
+            self._client.assign([_place(partition) for partition in self.partitions.values()])
+        for partition in given:
+            self._settle(partition)
+
+    def remove(self, keys: Iterable[Key]) -> list[Partition]:
+        """Forget what was revoked or lost; the client's own default takes it from its assignment."""
+        gone = [self.partitions.pop(key) for key in list(keys) if key in self.partitions]
+        for partition in gone:
+            self._lift(partition)
+        return gone
+
+    def reposition(self, partition: Partition) -> None:
+        """Fetch afresh from the partition's position. Raises KafkaException; then nothing may be believed."""
+        partition.rewind()
+        self._lift(partition)
+        if self._incremental:
+            self._client.incremental_unassign([_place(partition)])
+            self._client.incremental_assign([_place(partition)])
+        else:
+            others = [other for other in self.partitions.values() if other is not partition]
+            for other in others:
+                other.rewind()
+            self._client.assign([_place(other) for other in others])
+            self._client.assign([_place(other) for other in self.partitions.values()])
+        self._settle(partition)
+
+    def stop(self, partition: Partition, reason: str) -> None:
+        """Alarm: it stands still, its offset unchanged, nothing skipped, until it is claimed anew."""
+        partition.stop(reason)
+        self.pause(partition)
+        log.error(
+            "group %s stopped %s[%s] at offset %s: %s. "
+            "Nothing was skipped; mend the cause and restart the consumer",
+            self._group,
+            partition.topic,
+            partition.number,
+            partition.expected,
+            reason.rstrip("."),
+        )
+        hooks.fire(
+            "consumer.stopped",
+            group=self._group,
+            topic=partition.topic,
+            partition=partition.number,
+            offset=partition.expected,
+            reason=reason,
+        )
+
+    def pause(self, partition: Partition) -> None:
+        """Stop fetching it. Idempotent."""
+        self._client.pause([TopicPartition(*partition.key)])
+        self._paused.add(partition.key)
+
+    def resume(self, partition: Partition) -> None:
+        """Fetch it again, from where the last polled record ended. Never resumes what is not paused: the
+        client
+        would throw away what it has fetched and go on behind it."""
+        if partition.key in self._paused:
+            self._client.resume([TopicPartition(*partition.key)])
+            self._paused.discard(partition.key)
+
+    def _settle(self, partition: Partition) -> None:
+        if partition.stopped:
+            self.stop(partition, partition.reason or "")
+        elif partition.claim is None:
+            self.pause(partition)
+        else:
+            self.resume(partition)
+
+    def _lift(self, partition: Partition) -> None:
+        """Nothing leaves the assignment paused."""
+        try:
+            self.resume(partition)
+        except KafkaException as error:
+            log.debug("cannot resume %s[%s]: %s", partition.topic, partition.number, describe(error))
+
+
+def _place(partition: Partition) -> TopicPartition:
+    return TopicPartition(partition.topic, partition.number, partition.position)
+
+
+def describe(error: KafkaException) -> str:
+    """The client's words, without the exception's wrapping."""
+    cause = error.args[0] if error.args else error
+    return cause.str() if hasattr(cause, "str") else str(cause)

@@ -1,0 +1,156 @@
+"""One transaction: the offset moves and the results and emitted events are stored, or nothing happens.
+
+Hook points, each with group, topic, partition, first, next and epoch: `consumer.batch.begin` (nothing done),
+`consumer.batch.advanced` (the row is locked by this batch), `consumer.batch.before_commit`,
+`consumer.batch.committed`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from psycopg.pq import TransactionStatus
+from sqlalchemy import Connection, Engine, Transaction, text
+from sqlalchemy.orm import Session, sessionmaker
+
+from outbox import hooks
+from outbox.consumer import handlers
+from outbox.consumer.claim import Claim
+from outbox.consumer.outcome import Committed, Failed, Outcome, Overtaken, Unknown, outcome_is_unknown
+from outbox.consumer.record import Polled
+from outbox.consumer.sift import Sieve, Sifted
+from outbox.consumer.watermark import Marks
+from outbox.errors import OutboxError
+
+# Promise: at most one transaction ever moves the offset away from :expected, and only while nobody claimed
+# the partition after us. It locks the row until the end, so a claim waits for results or rollback. The
+# time-out ends the transaction of a process that froze in it. Served by the primary key; heap-only (no index
+# on what changes).
+ADVANCE = text("""
+UPDATE consumer_offset
+SET next_offset = :next, sources = CAST(:sources AS jsonb), owner = :owner, backend_pid = pg_backend_pid(),
+    updated_at = clock_timestamp()
+WHERE grp = :grp AND topic = :topic AND partition = :partition
+  AND next_offset = :expected AND owner_epoch = :epoch
+  AND set_config('idle_in_transaction_session_timeout', :idle, true) IS NOT NULL
+""")
+
+
+class TransactionSpoiled(OutboxError):
+    """A handler left the batch's transaction in a state in which nothing of it would be stored."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Neighbouring records of one partition, with the claim they were polled under.
+
+    marks: what was applied before. expected: where the row's offset must stand. next: where it stands
+    afterwards.
+    """
+
+    claim: Claim
+    marks: Marks
+    expected: int
+    next: int
+    messages: Sequence[Polled]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchRunner:
+    """Runs batches against one database."""
+
+    engine: Engine
+    sessions: sessionmaker[Session]
+    sieve: Sieve
+    owner: str
+    idle_timeout: timedelta
+
+    def run(self, batch: Batch) -> Outcome:
+        """Try the batch once."""
+        claim = batch.claim
+        facts = {
+            "group": claim.group,
+            "topic": claim.topic,
+            "partition": claim.partition,
+            "first": batch.expected,
+            "next": batch.next,
+            "epoch": claim.epoch,
+        }
+        hooks.fire("consumer.batch.begin", **facts)
+        try:
+            sifted = self.sieve.sift(batch.messages, batch.marks)
+            connection = self.engine.connect()
+        except Exception as error:
+            return Failed(error)
+        with connection:
+            outcome = self._transact(connection, batch, sifted, facts)
+        if isinstance(outcome, Committed):
+            hooks.fire("consumer.batch.committed", **facts, applied=outcome.applied, repeats=outcome.repeats)
+        return outcome
+
+    def _transact(
+        self, connection: Connection, batch: Batch, sifted: Sifted, facts: dict[str, object]
+    ) -> Outcome:
+        committing = False
+        try:
+            transaction = connection.begin()
+            if not self._advance(connection, batch, sifted):
+                transaction.rollback()
+                return Overtaken()
+            hooks.fire("consumer.batch.advanced", **facts)
+            # The transaction is ours: a handler's session.commit() flushes, its session.rollback() fails the
+            # batch.
+            with self.sessions(bind=connection, join_transaction_mode="rollback_only") as session:
+                handlers.apply(session, sifted.tasks)
+                session.commit()
+            _check_still_open(connection, transaction)
+            hooks.fire("consumer.batch.before_commit", **facts)
+            committing = True
+            transaction.commit()
+        except Exception as error:
+            if committing and outcome_is_unknown(error):
+                connection.invalidate(error)
+                return Unknown(error)
+            _roll_back(connection)
+            return Failed(error)
+        return Committed(batch.next, sifted.marks, len(sifted.tasks), sifted.repeats, sifted.skipped)
+
+    def _advance(self, connection: Connection, batch: Batch, sifted: Sifted) -> bool:
+        claim = batch.claim
+        changed = connection.execute(
+            ADVANCE,
+            {
+                "grp": claim.group,
+                "topic": claim.topic,
+                "partition": claim.partition,
+                "expected": batch.expected,
+                "next": batch.next,
+                "epoch": claim.epoch,
+                "sources": sifted.marks.dump(),
+                "owner": self.owner,
+                "idle": str(int(self.idle_timeout.total_seconds() * 1000)),
+            },
+        )
+        return changed.rowcount == 1
+
+
+def _check_still_open(connection: Connection, transaction: Transaction) -> None:
+    """PostgreSQL answers COMMIT of a failed transaction with ROLLBACK and no error, so look before."""
+    if not transaction.is_active:
+        raise TransactionSpoiled(
+            "a handler rolled its session back and returned; raise an exception instead, or use "
+            "session.begin_nested() round a part that may fail"
+        )
+    info = getattr(connection.connection.dbapi_connection, "info", None)
+    if info is not None and info.transaction_status == TransactionStatus.INERROR:
+        raise TransactionSpoiled(
+            "a handler caught a database error and returned, but PostgreSQL has given up the whole "
+            "transaction; let the error out, or use session.begin_nested() round a part that may fail"
+        )
+
+
+def _roll_back(connection: Connection) -> None:
+    try:
+        connection.rollback()
+    except Exception as error:
+        connection.invalidate(error)

@@ -1,0 +1,137 @@
+"""Take over a partition so that whoever owned it before can change nothing any more.
+
+A claim raises the row's owner_epoch and returns the offset and marks that belong to it. Every batch names the
+epoch it was polled under, so a former owner's transaction either ended before the claim or changes no row.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+from sqlalchemy import Connection, Engine, text
+
+from outbox import hooks
+from outbox.consumer.identity import TopicIdentity
+from outbox.consumer.release import Release
+from outbox.consumer.watermark import Marks
+from outbox.errors import GuardViolation
+
+# Promise: the epoch is handed out once only, also across a crash of the server: the claim's commit is flushed
+# whatever the session's synchronous_commit. Nothing changes if cluster or topic are others than the row's.
+# Served by the primary key.
+CLAIM = text("""
+UPDATE consumer_offset
+SET owner_epoch = owner_epoch + 1, owner = :owner, backend_pid = pg_backend_pid(),
+    cluster_id = coalesce(cluster_id, :cluster_id), topic_id = coalesce(topic_id, :topic_id),
+    updated_at = clock_timestamp()
+WHERE grp = :grp AND topic = :topic AND partition = :partition
+  AND (cluster_id = :cluster_id) IS NOT FALSE AND (topic_id = :topic_id) IS NOT FALSE
+  AND set_config('synchronous_commit', 'on', true) = 'on'
+RETURNING owner_epoch, next_offset, sources::text
+""")
+
+# Promise: a partition's first offset is written once, whoever comes first.
+FIRST = text("""
+INSERT INTO consumer_offset (grp, topic, partition, cluster_id, topic_id, next_offset)
+VALUES (:grp, :topic, :partition, :cluster_id, :topic_id, :next_offset)
+ON CONFLICT (grp, topic, partition) DO NOTHING
+""")
+
+IDENTITY = text("""
+SELECT cluster_id, topic_id, next_offset FROM consumer_offset
+WHERE grp = :grp AND topic = :topic AND partition = :partition
+""")
+
+PREPARE = text("SELECT pg_backend_pid(), set_config('lock_timeout', :milliseconds, true)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """The right to move one partition's offset, until somebody claims it after us."""
+
+    group: str
+    topic: str
+    partition: int
+    epoch: int
+    next_offset: int
+    marks: Marks
+    identity: TopicIdentity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claimer:
+    """Claims partitions for one group member."""
+
+    engine: Engine
+    group: str
+    owner: str
+    patience: timedelta
+
+    def claim(
+        self, topic: str, partition: int, identity: TopicIdentity, first_offset: Callable[[], int]
+    ) -> Claim:
+        """Own the partition from now on.
+
+        first_offset: asked only if this group has never read the partition.
+        Raises GuardViolation if the offsets belong to another cluster or topic: nothing was changed then.
+        """
+        key = {
+            "grp": self.group,
+            "topic": topic,
+            "partition": partition,
+            "cluster_id": identity.cluster_id,
+            "topic_id": identity.topic_id,
+        }
+        claim = self._attempt(key, identity, None)
+        if claim is None:
+            claim = self._attempt(key, identity, first_offset())
+        assert claim is not None, "the row was just inserted, or belongs to another topic"
+        hooks.fire(
+            "consumer.claimed",
+            group=self.group,
+            topic=topic,
+            partition=partition,
+            epoch=claim.epoch,
+            next_offset=claim.next_offset,
+        )
+        return claim
+
+    def _attempt(
+        self, key: dict[str, object], identity: TopicIdentity, first_offset: int | None
+    ) -> Claim | None:
+        """One transaction; None if the partition has no row yet and no first offset is given."""
+        with (
+            self.engine.connect().execution_options(isolation_level="READ COMMITTED") as connection,
+            connection.begin(),
+        ):
+            # The way out if the blocker cannot be terminated: the claim fails and is tried again.
+            bound = {"milliseconds": str(int(self.patience.total_seconds() * 4000))}
+            pid = connection.execute(PREPARE, bound).one()[0]
+            with Release(self.engine, pid, self.patience, key):
+                if first_offset is not None:
+                    connection.execute(FIRST, {**key, "next_offset": first_offset})
+                row = connection.execute(CLAIM, {**key, "owner": self.owner}).one_or_none()
+            if row is None:
+                _check_identity(connection, key, identity)
+                return None
+            return Claim(
+                group=str(key["grp"]),
+                topic=str(key["topic"]),
+                partition=int(str(key["partition"])),
+                epoch=row[0],
+                next_offset=row[1],
+                marks=Marks.load(row[2]),
+                identity=identity,
+            )
+
+
+def _check_identity(connection: Connection, key: dict[str, object], identity: TopicIdentity) -> None:
+    found = connection.execute(IDENTITY, key).one_or_none()
+    if found is None:
+        return
+    raise GuardViolation(
+        identity.difference(str(key["topic"]), cluster_id=found.cluster_id, topic_id=found.topic_id)
+        + f" Its offset {found.next_offset} in consumer_offset means other records. "
+        f"To read the new ones from where this group starts, stop its consumers and delete the rows of "
+        f"grp = '{key['grp']}', topic = '{key['topic']}' from consumer_offset"
+    )

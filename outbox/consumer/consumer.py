@@ -1,0 +1,223 @@
+"""Apply each event exactly once: results, emitted events and offset are stored together, or nothing is.
+
+    consumer = Consumer(group="billing", sessions=sessionmaker(engine), kafka={"bootstrap.servers": "..."})
+
+    @consumer.on(OrderPlaced)
+    def open_invoice(session: Session, event: OrderPlaced) -> None:
+        session.add(Invoice(order_id=event.order_id, amount=event.total))
+
+    consumer.run(threads=3)
+
+A handler that returns has its results stored; one that raises has them rolled back. `Retry` keeps the record
+and tries it again, `Reject` gives it up. What a handler does outside this database may happen more than once.
+"""
+
+import dataclasses
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session, sessionmaker
+
+from outbox.consumer.handlers import Handlers
+from outbox.consumer.health import Health
+from outbox.consumer.member import Member, Setup
+from outbox.consumer.properties import admin_properties, consumer_properties
+from outbox.consumer.readiness import wait_for_database, wait_for_topics
+from outbox.consumer.settings import Settings, Start, Unknown
+from outbox.errors import ConfigurationError
+from outbox.event import Event
+
+F = TypeVar("F", bound=Callable[..., object])
+
+_DEFAULTS = Settings()
+
+
+class Consumer:
+    """A consumer group's handlers and what they run on.
+
+    group: the name under which Kafka and the database keep its place. sessions: a sessionmaker bound to the
+    engine of the database that holds both the results and `consumer_offset`. kafka: librdkafka's properties,
+    passed on as they are; those that would break a guarantee are refused. The rest: see Settings.
+
+    Each thread needs two database connections at most. Raises ConfigurationError.
+    """
+
+    def __init__(
+        self,
+        *,
+        group: str,
+        sessions: sessionmaker[Session],
+        kafka: Mapping[str, Any],
+        batch_size: int = _DEFAULTS.batch_size,
+        start: Start = _DEFAULTS.start,
+        unknown: Unknown = _DEFAULTS.unknown,
+        attempts: int = _DEFAULTS.attempts,
+        claim_patience: timedelta = _DEFAULTS.claim_patience,
+        idle_timeout: timedelta = _DEFAULTS.idle_timeout,
+        identity_check: timedelta = _DEFAULTS.identity_check,
+        mirror: timedelta = _DEFAULTS.mirror,
+        wait_for_topics: timedelta = _DEFAULTS.wait_for_topics,
+    ) -> None:
+        if not group:
+            raise ConfigurationError("a consumer needs a group: it names its place in topics and database")
+        self._handlers = Handlers()
+        self._stop = threading.Event()
+        self._members: list[Member] = []
+        self._setup = Setup(
+            group=group,
+            engine=_engine(sessions),
+            sessions=sessions,
+            handlers=self._handlers,
+            properties=consumer_properties(kafka, group),
+            settings=Settings(
+                batch_size=batch_size,
+                start=start,
+                unknown=unknown,
+                attempts=attempts,
+                claim_patience=claim_patience,
+                idle_timeout=idle_timeout,
+                identity_check=identity_check,
+                mirror=mirror,
+                wait_for_topics=wait_for_topics,
+            ),
+        )
+        self._kafka = dict(kafka)
+
+    @property
+    def group(self) -> str:
+        return self._setup.group
+
+    @property
+    def topics(self) -> list[str]:
+        """What its handlers read."""
+        return self._handlers.topics
+
+    def on(
+        self, *events: type[Event], topic: str | None = None, batch: bool = False, tombstones: bool = False
+    ) -> Callable[[F], F]:
+        """Register a handler `(session, event)` or `(session, event, record)` for these events.
+
+        topic: read them from this topic instead of the events' own. Without events: the handler gets the
+            value (bytes, None for a tombstone) of every record of the topic that no other handler takes.
+        batch: the handler gets lists, `(session, events)` or `(session, events, records)`: neighbouring
+            records of one type, for bulk SQL.
+        tombstones: it also gets records of its types whose value is null, as None; otherwise they are
+        skipped.
+        """
+
+        def register(function: F) -> F:
+            self._handlers.add(function, events, topic=topic, bulk=batch, tombstones=tombstones)
+            return function
+
+        return register
+
+    def run(self, threads: int = 1, *, kafka: Mapping[str, Any] | None = None) -> None:
+        """Consume until `stop()`, SIGTERM or SIGINT (the latter two when called in the main thread).
+
+        threads: members of the group in this process, each with a Kafka client and a session of its own.
+        kafka: properties that take precedence for this run. Waits for servers that are not there yet. The
+        batch under way is finished before it returns; a second signal does not wait for it.
+        Raises OutboxError when it cannot work: bad settings, schema, rights or topics.
+        """
+        if threads < 1:
+            raise ConfigurationError(f"threads is {threads}; it must be at least 1")
+        if not self.topics:
+            raise ConfigurationError(
+                "this consumer has no handler; register one with @consumer.on(SomeEvent)"
+            )
+        setup = self._setup
+        if kafka:
+            setup = dataclasses.replace(
+                setup, properties=consumer_properties({**self._kafka, **kafka}, setup.group)
+            )
+        with _signals(self._stop):
+            try:
+                self._consume(setup, threads)
+            finally:
+                self._stop.clear()
+
+    def stop(self) -> None:
+        """Let `run` return after the batch under way. From any thread, any number of times."""
+        self._stop.set()
+
+    def health(self) -> Health:
+        """What its threads are doing at this moment. From any thread."""
+        return Health(group=self.group, members=tuple(member.health() for member in tuple(self._members)))
+
+    def _consume(self, setup: Setup, threads: int) -> None:
+        identities = setup.new_identities(admin_properties(setup.properties))
+        patience = setup.settings.wait_for_topics.total_seconds()
+        if not (
+            wait_for_database(setup.engine, self._stop)
+            and wait_for_topics(identities, self.topics, self._stop, patience=patience)
+        ):
+            return
+        failures: list[BaseException] = []
+        self._members = [Member(setup, number) for number in range(threads)]
+        runners = [
+            threading.Thread(target=self._loop, args=(member, failures), name=f"{setup.group}-{number}")
+            for number, member in enumerate(self._members)
+        ]
+        for runner in runners:
+            runner.start()
+        self._stop.wait()
+        for runner in runners:
+            runner.join()
+        if failures:
+            raise failures[0]
+
+    def _loop(self, member: Member, failures: list[BaseException]) -> None:
+        """A member's thread: work until told to stop; one that cannot go on ends all."""
+        try:
+            while not self._stop.is_set():
+                member.run_once()
+        except BaseException as error:
+            failures.append(error)
+            self._stop.set()
+        finally:
+            member.close()
+
+
+def _engine(sessions: sessionmaker[Session]) -> Engine:
+    given = getattr(sessions, "kw", None)
+    engine = given.get("bind") if isinstance(given, dict) else None
+    if not isinstance(engine, Engine):
+        raise ConfigurationError("sessions must be a sessionmaker bound to an engine: sessionmaker(engine)")
+    if given is not None and given.get("binds"):
+        raise ConfigurationError(
+            "sessions binds several engines; results and offset must be stored by one: sessionmaker(engine)"
+        )
+    if engine.dialect.name != "postgresql":
+        raise ConfigurationError(
+            f"sessions is bound to {engine.dialect.name}; offsets are kept in PostgreSQL only"
+        )
+    return engine
+
+
+@contextmanager
+def _signals(stop: threading.Event) -> Iterator[None]:
+    """SIGTERM and SIGINT set `stop`; a second one does what it did before. Only the main thread may."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def ask(_number: int, _frame: object) -> None:
+        restore()
+        stop.set()
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield
+    finally:
+        restore()

@@ -1,0 +1,126 @@
+"""Offsets mean something in one topic of one cluster only: which one it is, asked from the brokers."""
+
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka.admin import AdminClient
+
+MOCK = "mockCluster"
+"""How librdkafka's mock clusters name themselves. They cannot describe topics, so ids stay unknown there."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopicIdentity:
+    """Which topic a name means now. None is unknown and equals everything."""
+
+    cluster_id: str | None
+    topic_id: str | None
+
+    def agrees(self, other: "TopicIdentity") -> bool:
+        return _agree(self.cluster_id, other.cluster_id) and _agree(self.topic_id, other.topic_id)
+
+    def difference(self, topic: str, *, cluster_id: str | None, topic_id: str | None) -> str:
+        """In words, what is not as it was."""
+        if not _agree(self.cluster_id, cluster_id):
+            return f"topic {topic} was read from Kafka cluster {cluster_id}, this is {self.cluster_id}."
+        return f"topic {topic} was deleted and made again (its id was {topic_id}, it is {self.topic_id})."
+
+
+class TopicMissing(Exception):
+    """The brokers do not know this topic."""
+
+    def __init__(self, topic: str) -> None:
+        super().__init__(f"topic {topic} does not exist")
+        self.topic = topic
+
+
+class Identities(Protocol):
+    """Who can tell which topics these are."""
+
+    def look(self, topics: Iterable[str]) -> dict[str, TopicIdentity | TopicMissing]:
+        """Ask the brokers now. Raises KafkaException if they do not answer."""
+
+    def ask(self, topics: Iterable[str]) -> None:
+        """Begin to ask, without waiting; at most one question is under way."""
+
+    def answers(self) -> dict[str, TopicIdentity | TopicMissing]:
+        """What came back since `ask`, without waiting."""
+
+    def refusal(self) -> str | None:
+        """Why the brokers will not talk to us, if they refused our credentials or certificate."""
+
+
+class BrokerIdentities:
+    """Asks through an administration client."""
+
+    def __init__(self, properties: Mapping[str, Any], *, timeout: float = 5.0) -> None:
+        self._refusal: str | None = None
+        self._admin = AdminClient(dict[str, Any](properties, error_cb=self._on_error))
+        self._timeout = timeout
+        self._cluster_id: str | None = None
+        self._asked: dict[str, Future[Any]] = {}
+
+    def look(self, topics: Iterable[str]) -> dict[str, TopicIdentity | TopicMissing]:
+        names = sorted(set(topics))
+        if self._cluster_id is None or self._cluster_id.startswith(MOCK):
+            self._cluster_id = self._admin.list_topics(timeout=self._timeout).cluster_id
+        else:
+            cluster = self._admin.describe_cluster(request_timeout=self._timeout)
+            self._cluster_id = cluster.result(self._timeout).cluster_id
+        return self._collect(self._describe(names))
+
+    def ask(self, topics: Iterable[str]) -> None:
+        if not self._asked and self._cluster_id is not None:
+            self._asked = self._describe(sorted(set(topics)))
+
+    def answers(self) -> dict[str, TopicIdentity | TopicMissing]:
+        if not self._asked or not all(future.done() for future in self._asked.values()):
+            return {}
+        asked, self._asked = self._asked, {}
+        return self._collect(asked, only_known=True)
+
+    def refusal(self) -> str | None:
+        self._admin.poll(0)
+        return self._refusal
+
+    def _on_error(self, error: KafkaError) -> None:
+        if error.code() in {KafkaError._AUTHENTICATION, KafkaError._SSL}:
+            self._refusal = error.str()
+
+    def _describe(self, names: list[str]) -> dict[str, Future[Any]]:
+        assert self._cluster_id is not None
+        if self._cluster_id.startswith(MOCK):
+            return {name: self._touch(name) for name in names}
+        asked = self._admin.describe_topics(TopicCollection(names), request_timeout=self._timeout)
+        return dict(asked)
+
+    def _touch(self, name: str) -> Future[Any]:
+        """A mock cluster makes a topic when somebody asks for it by name."""
+        self._admin.list_topics(name, timeout=self._timeout)
+        future: Future[Any] = Future()
+        future.set_result(None)
+        return future
+
+    def _collect(
+        self, asked: Mapping[str, Future[Any]], *, only_known: bool = False
+    ) -> dict[str, TopicIdentity | TopicMissing]:
+        found: dict[str, TopicIdentity | TopicMissing] = {}
+        for topic, future in asked.items():
+            try:
+                described = future.result(self._timeout)
+            except KafkaException as error:
+                if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                    found[topic] = TopicMissing(topic)
+                elif not only_known:
+                    raise
+                continue
+            topic_id = None if described is None else str(described.topic_id)
+            found[topic] = TopicIdentity(self._cluster_id, topic_id)
+        return found
+
+
+def _agree(one: str | None, other: str | None) -> bool:
+    return one is None or other is None or one == other

@@ -1,0 +1,152 @@
+"""Poll, and judge what comes before anybody may act on it: records by their offset, errors by their name."""
+
+import logging
+from collections.abc import Callable
+
+from confluent_kafka import Consumer as KafkaConsumer
+from confluent_kafka import KafkaError, KafkaException
+
+from outbox import hooks
+from outbox.consumer.assignment import Assignment, Key, describe
+from outbox.consumer.notice import Notice
+from outbox.consumer.partition import Arrival, Partition
+from outbox.consumer.record import Polled
+from outbox.consumer.vigil import Vigil
+from outbox.errors import ConfigurationError
+
+log = logging.getLogger(__name__)
+
+_MISSING = {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION}
+_FORBIDDEN = {
+    KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    KafkaError.GROUP_AUTHORIZATION_FAILED,
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+}
+_INSTANCE = {KafkaError.FENCED_INSTANCE_ID, KafkaError.UNRELEASED_INSTANCE_ID}
+
+
+class ClientDied(Exception):
+    """The Kafka client cannot go on; a new one can."""
+
+
+class Intake:
+    """What one member hears from its Kafka client."""
+
+    def __init__(
+        self, client: KafkaConsumer, assignment: Assignment, vigil: Vigil, group: str, *, size: int
+    ) -> None:
+        self._client = client
+        self._assignment = assignment
+        self._vigil = vigil
+        self._group = group
+        self._size = size
+        self.notice = Notice()
+
+    def poll(self, timeout: float) -> bool:
+        """Wait up to `timeout` seconds for records, take what is there; True if there was no more.
+
+        Raises ClientDied; ConfigurationError when another process has our place in the group.
+        """
+        messages = self._read(lambda: self._client.poll(timeout))
+        if messages:
+            messages += self._read(lambda: self._client.consume(self._size - 1, 0))
+        if not messages:
+            return True
+        hooks.fire("consumer.polled", group=self._group, records=len(messages))
+        self._sort(messages)
+        return len(messages) < self._size
+
+    def _read(self, call: Callable[[], Polled | list[Polled] | None]) -> list[Polled]:
+        try:
+            got = call()
+        except KafkaException as error:
+            self._report(error.args[0], None)
+            return []
+        # A tombstone is falsy: compare with None.
+        if got is None:
+            return []
+        return got if isinstance(got, list) else [got]
+
+    def _sort(self, messages: list[Polled]) -> None:
+        partitions = self._assignment.partitions
+        astray: dict[Key, Partition] = {}
+        for message in messages:
+            error = message.error()
+            if error is not None:
+                self._report(error, message)
+                continue
+            key = (message.topic(), message.partition())
+            partition = partitions.get(key)  # type: ignore[arg-type]
+            offset = message.offset()
+            if partition is None or offset is None or key in astray:
+                continue
+            position, doubted = partition.position, partition.doubted
+            arrival = partition.arrive(message, offset)
+            if arrival is Arrival.JUMP:
+                astray[partition.key] = partition
+            elif doubted is not None and arrival is Arrival.TAKE:
+                partition.doubted = None
+                self._jump(partition, position, offset, believed=offset == doubted)
+        for partition in astray.values():
+            assert partition.doubted is not None
+            self._jump(partition, partition.position, partition.doubted, believed=False)
+            self.reposition(partition)
+
+    def reposition(self, partition: Partition) -> None:
+        """Fetch afresh; if the client refuses, claim again later."""
+        try:
+            self._assignment.reposition(partition)
+        except KafkaException as error:
+            log.info("%s[%s]: cannot be positioned: %s", *partition.key, describe(error))
+            partition.release("the Kafka client refused a position", 0.2)
+
+    def _jump(self, partition: Partition, expected: int, seen: int, *, believed: bool) -> None:
+        log.info(
+            "%s[%s]: the first record after positioning has offset %s instead of %s; %s",
+            *partition.key,
+            seen,
+            expected,
+            "believed" if believed or seen == expected else "fetching again",
+        )
+        hooks.fire(
+            "consumer.jump",
+            group=self._group,
+            topic=partition.topic,
+            partition=partition.number,
+            expected=expected,
+            seen=seen,
+            believed=believed,
+        )
+
+    def _report(self, error: KafkaError, message: Polled | None) -> None:
+        code = error.code()
+        topic = message.topic() if message is not None else None
+        if code in _INSTANCE or (error.fatal() and "instance" in error.str().lower()):
+            raise ConfigurationError(
+                f"another process has this member's group.instance.id ({error.str()}); "
+                "give each process its own"
+            )
+        if error.fatal() or code == KafkaError._FATAL:
+            raise ClientDied(error.str())
+        if code == KafkaError._PARTITION_EOF:
+            return
+        if code == KafkaError._AUTO_OFFSET_RESET and message is not None:
+            partition = self._assignment.partitions.get((topic or "", message.partition() or 0))
+            if partition is not None:
+                self._vigil.out_of_range(partition)
+            return
+        if code == KafkaError._MAX_POLL_EXCEEDED:
+            self.notice.trouble(
+                "a batch took longer than max.poll.interval.ms, so Kafka gave our partitions away; "
+                "lower batch_size or raise max.poll.interval.ms"
+            )
+            return
+        self._vigil.suspect(topic)
+        if code in _MISSING:
+            self.notice.trouble(f"topic {topic or '?'} does not exist (any more): {error.str()}")
+        elif code in _FORBIDDEN:
+            self.notice.trouble(
+                f"Kafka refuses access: {error.str()}; allow READ on the topics and on group {self._group}"
+            )
+        else:
+            self.notice.trouble(f"Kafka reports {error.name()}: {error.str()}")

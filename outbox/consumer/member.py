@@ -1,0 +1,245 @@
+"""One thread, one Kafka client, one member of the group: every call on that client is made here.
+
+Hook points fired in this thread: `consumer.assigned`, `consumer.revoked` (lost: without being asked),
+`consumer.claimed`, `consumer.polled`, `consumer.batch.*`, `consumer.jump`, `consumer.fenced`,
+`consumer.retrying`, `consumer.stopped`, `consumer.rebuilt`; `consumer.blocker_terminated` in a helper thread.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from confluent_kafka import Consumer as KafkaConsumer
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session, sessionmaker
+
+from outbox import hooks
+from outbox.consumer.assignment import Assignment, describe
+from outbox.consumer.batch import BatchRunner
+from outbox.consumer.claim import Claimer
+from outbox.consumer.handlers import Handlers
+from outbox.consumer.health import MemberHealth, PartitionHealth
+from outbox.consumer.identity import BrokerIdentities, Identities
+from outbox.consumer.intake import ClientDied, Intake
+from outbox.consumer.mirror import Mirror
+from outbox.consumer.partition import Partition
+from outbox.consumer.properties import admin_properties, is_incremental
+from outbox.consumer.settings import Settings, owner
+from outbox.consumer.sift import Sieve
+from outbox.consumer.takeover import Takeover
+from outbox.consumer.vigil import Vigil
+from outbox.consumer.work import Work
+from outbox.errors import ConfigurationError
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 4
+"""Rounds in which a partition's few records wait for more while others have plenty."""
+
+LOUD = {KafkaError._ALL_BROKERS_DOWN, KafkaError._AUTHENTICATION, KafkaError._SSL, KafkaError._RESOLVE}
+"""Errors of the client that need a person or a broker; it mends all others by itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """What all members of one consumer share. new_client and new_identities: how to reach the brokers."""
+
+    group: str
+    engine: Engine
+    sessions: sessionmaker[Session]
+    handlers: Handlers
+    properties: Mapping[str, Any]
+    settings: Settings
+    new_client: Callable[[dict[str, Any]], KafkaConsumer] = KafkaConsumer
+    new_identities: Callable[[Mapping[str, Any]], Identities] = BrokerIdentities
+
+
+class Member:
+    """Reads, applies, claims; `run_once` does a piece of each and never raises for what can mend itself."""
+
+    def __init__(self, setup: Setup, number: int = 0) -> None:
+        self._setup = setup
+        self._owner = owner(number)
+        self._sieve = Sieve(setup.handlers, setup.settings.unknown)
+        self._identities = setup.new_identities(admin_properties(setup.properties))
+        self._failure: Exception | None = None
+        self._applied = 0
+        self.alive = True
+        self._connect()
+
+    def _connect(self) -> None:
+        """A new Kafka client, and everything that belongs to it."""
+        setup, settings = self._setup, self._setup.settings
+        properties = {**setup.properties, "error_cb": self._on_error}
+        try:
+            self._client = setup.new_client(properties)
+        except KafkaException as error:
+            raise ConfigurationError(f"Kafka client of group {setup.group}: {describe(error)}") from error
+        self._assignment = Assignment(self._client, setup.group, incremental=is_incremental(properties))
+        claimer = Claimer(
+            engine=setup.engine, group=setup.group, owner=self._owner, patience=settings.claim_patience
+        )
+        self._takeover = Takeover(self._client, self._assignment, claimer, self._identities, settings.start)
+        self._vigil = Vigil(self._client, self._assignment, self._identities, settings.identity_check)
+        self._intake = Intake(
+            self._client, self._assignment, self._vigil, setup.group, size=settings.batch_size
+        )
+        self._mirror = Mirror(self._client, settings.mirror)
+        runner = BatchRunner(
+            engine=setup.engine,
+            sessions=setup.sessions,
+            sieve=self._sieve,
+            owner=self._owner,
+            idle_timeout=settings.idle_timeout,
+        )
+        self._work = Work(
+            self._assignment, runner, setup.group, size=settings.batch_size, attempts=settings.attempts
+        )
+        self._client.subscribe(
+            setup.handlers.topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+        )
+
+    def run_once(self, timeout: float = 0.1) -> int:
+        """Claim what is due, poll up to `timeout` seconds, run what is there; returns records done with.
+
+        Raises OutboxError when this consumer cannot work at all.
+        """
+        try:
+            self._claim_due()
+            drained = self._intake.poll(self._patience(timeout))
+            if self._failure is not None:
+                raise self._failure
+            done = self._run_ready(drained)
+            self._vigil.tick()
+        except ClientDied as error:
+            self._rebuild(str(error))
+            return 0
+        self._mirror.tick(self._assignment.partitions.values())
+        return done
+
+    def close(self) -> None:
+        """Leave the group. Whatever was polled and not committed is read again by whoever comes next."""
+        self.alive = False
+        self._applied += self._work.applied
+        self._work.applied = 0
+        try:
+            self._client.close()
+        except (KafkaException, RuntimeError) as error:
+            log.debug("closing the Kafka client: %s", error)
+
+    def health(self) -> MemberHealth:
+        """May be called from any thread."""
+        troubles = (self._takeover.notice.text, self._intake.notice.text)
+        return MemberHealth(
+            alive=self.alive,
+            applied=self._applied + self._work.applied,
+            trouble=tuple(text for text in troubles if text is not None),
+            partitions=tuple(
+                PartitionHealth(
+                    topic=p.topic,
+                    partition=p.number,
+                    status=p.status,
+                    next_offset=p.expected,
+                    reason=p.reason,
+                )
+                for p in self._assignment.partitions.copy().values()
+            ),
+        )
+
+    def _claim_due(self) -> None:
+        now = time.monotonic()
+        waiting = [
+            partition
+            for partition in self._assignment.partitions.values()
+            if partition.claim is None and not partition.stopped and partition.due <= now
+        ]
+        if not waiting:
+            return
+        self._takeover.claim(waiting)
+        for partition in waiting:
+            if partition.stopped:
+                self._assignment.stop(partition, partition.reason or "")
+            elif partition.claim is not None:
+                self._intake.reposition(partition)
+
+    def _patience(self, timeout: float) -> float:
+        """How long the poll may wait: not at all while something could be run, never past what is due."""
+        now = time.monotonic()
+        for partition in self._assignment.partitions.values():
+            if partition.runnable(now):
+                return 0.0
+            if not partition.stopped and (partition.claim is None or partition.polled):
+                timeout = min(timeout, max(0.0, partition.due - now))
+        return timeout
+
+    def _run_ready(self, drained: bool) -> int:
+        now, size = time.monotonic(), self._setup.settings.batch_size
+        ready = []
+        for partition in self._assignment.partitions.values():
+            if partition.runnable(now):
+                partition.rounds += 1
+                if drained or len(partition.polled) >= size or partition.rounds >= PATIENCE:
+                    ready.append(partition)
+        if ready:
+            self._intake.notice.over("records arrive again")
+            self._vigil.verify(ready)
+        return sum(self._work.run(partition) for partition in ready if partition.verified)
+
+    def _rebuild(self, reason: str) -> None:
+        log.warning(
+            "the Kafka client of group %s died (%s); a new one takes its place", self._setup.group, reason
+        )
+        self._assignment.partitions.clear()
+        self.close()
+        self.alive = True
+        self._connect()
+        hooks.fire("consumer.rebuilt", group=self._setup.group, reason=reason)
+
+    # The callbacks below run inside poll() and close(). What they raise would make the client read at
+    # positions of its own, or leave poll() as a class that nothing catches: so nothing leaves them.
+
+    def _on_assign(self, _client: KafkaConsumer, places: list[TopicPartition]) -> None:
+        added = [Partition(place.topic, place.partition) for place in places]
+        try:
+            self._takeover.claim(added)
+        except Exception as error:
+            self._failure = error
+        try:
+            self._assignment.add(added)
+            hooks.fire("consumer.assigned", group=self._setup.group, partitions=_keys(places))
+        except Exception as error:
+            # The client now assigns by itself, at offsets that are nobody's: believe nothing it says.
+            self._assignment.partitions.clear()
+            self._failure = ClientDied(str(error)) if isinstance(error, KafkaException) else error
+
+    def _on_revoke(self, _client: KafkaConsumer, places: list[TopicPartition]) -> None:
+        self._forget(places, lost=False)
+
+    def _on_lost(self, _client: KafkaConsumer, places: list[TopicPartition]) -> None:
+        self._forget(places, lost=True)
+
+    def _forget(self, places: Sequence[TopicPartition], *, lost: bool) -> None:
+        try:
+            self._assignment.remove(_keys(places))
+            log.info(
+                "%s partitions of group %s %s", len(places), self._setup.group, "lost" if lost else "revoked"
+            )
+            hooks.fire("consumer.revoked", group=self._setup.group, partitions=_keys(places), lost=lost)
+        except Exception as error:
+            self._failure = error
+
+    def _on_error(self, error: KafkaError) -> None:
+        try:
+            if error.code() in LOUD or error.fatal():
+                self._intake.notice.trouble(f"Kafka reports {error.name()}: {error.str()}")
+            else:
+                log.debug("Kafka reports %s: %s", error.name(), error.str())
+        except Exception as failure:
+            self._failure = failure
+
+
+def _keys(places: Sequence[TopicPartition]) -> list[tuple[str, int]]:
+    return [(place.topic, place.partition) for place in places]

@@ -1,0 +1,155 @@
+"""What one member knows about one partition that Kafka gave it: a value with rules, no I/O."""
+
+import enum
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from outbox.consumer.batch import Batch
+from outbox.consumer.claim import Claim
+from outbox.consumer.outcome import Committed
+from outbox.consumer.record import Polled
+from outbox.consumer.watermark import Marks
+
+
+class Arrival(enum.Enum):
+    """What to do with a record that was just polled."""
+
+    TAKE = enum.auto()
+    DROP = enum.auto()
+    JUMP = enum.auto()
+
+
+class Status(enum.StrEnum):
+    """What a partition is doing, for people."""
+
+    CLAIMING = "claiming"
+    READING = "reading"
+    RETRYING = "retrying"
+    STOPPED = "stopped"
+
+
+@dataclass(slots=True)
+class Partition:
+    """One assigned partition.
+
+    claim: our right to move its offset; None until claimed (again). expected: the row's next_offset.
+    position: the offset the next polled record should have. fresh: nothing was polled since it was
+    positioned. doubted: the offset a first record had beyond `position`, not believed yet. verified: its
+    topic was seen to be the claimed one since it was positioned. singly: how many records are to be run one
+    by one. tries: of the first record in `polled`. failures: in a row, for the backoff. due: monotonic time
+    before which it rests.
+    """
+
+    topic: str
+    number: int
+    claim: Claim | None = None
+    marks: Marks = field(default_factory=Marks)
+    expected: int = 0
+    position: int = 0
+    fresh: bool = True
+    doubted: int | None = None
+    verified: bool = False
+    polled: list[Polled] = field(default_factory=list)
+    rounds: int = 0
+    singly: int = 0
+    tries: int = 0
+    failures: int = 0
+    due: float = 0.0
+    reason: str | None = None
+    stopped: bool = False
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.topic, self.number
+
+    def reads(self) -> bool:
+        """Is it claimed and not stopped?"""
+        return self.claim is not None and not self.stopped
+
+    @property
+    def status(self) -> Status:
+        if self.stopped:
+            return Status.STOPPED
+        if self.claim is None:
+            return Status.CLAIMING
+        return Status.RETRYING if self.failures else Status.READING
+
+    def begin(self, claim: Claim) -> None:
+        """Believe the row: read on from its offset with its marks."""
+        self.claim = claim
+        self.marks = claim.marks
+        self.expected = claim.next_offset
+        self.singly = self.tries = self.failures = 0
+        self.due = 0.0
+        self.reason = None
+        self.doubted = None
+        self.rewind()
+
+    def rewind(self) -> None:
+        """Forget what was polled; the Kafka client is about to be positioned at `position`."""
+        self.polled.clear()
+        self.position = self.expected
+        self.fresh = True
+        self.verified = False
+        self.rounds = 0
+
+    def release(self, reason: str, wait: float) -> None:
+        """Own it no longer; claim it again after `wait` seconds."""
+        self.claim = None
+        self.polled.clear()
+        self.reason = reason
+        self.due = time.monotonic() + wait
+
+    def rest(self, reason: str, wait: float) -> None:
+        """Keep the records and try them again after `wait` seconds."""
+        self.reason = reason
+        self.failures += 1
+        self.due = time.monotonic() + wait
+
+    def stop(self, reason: str) -> None:
+        """Stand still, nothing skipped, until somebody claims it anew."""
+        self.stopped = True
+        self.polled.clear()
+        self.reason = reason
+
+    def arrive(self, message: Polled, offset: int) -> Arrival:
+        """Judge a polled record by its offset.
+
+        An offset below `position` is a redelivery. One beyond it is normal later (compacted or aborted
+        records, control records); but the first after positioning may come from a wrong position, which no
+        later check would notice, so it counts only when a second, fresh fetch begins with the same one.
+        """
+        if not self.reads() or offset < self.position:
+            return Arrival.DROP
+        if offset > self.position and self.fresh and offset != self.doubted:
+            self.doubted = offset
+            return Arrival.JUMP
+        self.fresh = False
+        self.position = offset + 1
+        self.polled.append(message)
+        return Arrival.TAKE
+
+    def runnable(self, now: float) -> bool:
+        """Are there records that may be run now?"""
+        return self.reads() and bool(self.polled) and self.due <= now
+
+    def batch(self, size: int) -> Batch:
+        """The next records to run in one transaction."""
+        assert self.claim is not None
+        messages: Sequence[Polled] = self.polled[: 1 if self.singly else size]
+        last = messages[-1].offset()
+        assert last is not None
+        return Batch(
+            claim=self.claim, marks=self.marks, expected=self.expected, next=last + 1, messages=messages
+        )
+
+    def committed(self, batch: Batch, outcome: Committed) -> None:
+        """The row stands where the batch wanted it."""
+        del self.polled[: len(batch.messages)]
+        self.marks = outcome.marks
+        self.expected = outcome.next_offset
+        self.singly = max(0, self.singly - len(batch.messages))
+        self.tries = self.failures = self.rounds = 0
+        self.due = 0.0
+        self.reason = None

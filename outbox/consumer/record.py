@@ -1,0 +1,88 @@
+"""What a handler may know about the record that carried its event."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, cast
+from uuid import UUID
+
+from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Message
+
+from outbox.record import ID, SEQ, TYPE, Seq
+
+if TYPE_CHECKING:
+    Polled = Message[bytes, bytes]
+else:
+    Polled = Message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One Kafka record as it was read.
+
+    key: the aggregate's id, None if the producer gave none. value: None is a tombstone.
+    headers: by name; of repeated headers the first. timestamp: when the event occurred (UTC), None if
+    unknown. event_id, type, seq: the headers of the same meaning, None on records that no outbox wrote.
+    """
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: Mapping[str, bytes | None]
+    timestamp: datetime | None
+    event_id: UUID | None
+    type: str | None
+    seq: Seq | None
+
+
+def headers_of(message: Polled) -> Sequence[tuple[str, bytes | None]]:
+    """All headers, in order."""
+    return cast(Sequence[tuple[str, bytes | None]], message.headers() or ())
+
+
+def header(message: Polled, name: str) -> bytes | None:
+    """The first header of that name; None when there is none."""
+    return next((value for key, value in headers_of(message) if key == name), None)
+
+
+def record_of(message: Polled) -> Record:
+    """`message` as a value. Raises UndecodableRecord for a malformed sequence header."""
+    headers: dict[str, bytes | None] = {}
+    for name, value in headers_of(message):
+        headers.setdefault(name, value)
+    kind, milliseconds = message.timestamp()
+    type_ = headers.get(TYPE)
+    seq = headers.get(SEQ)
+    return Record(
+        topic=message.topic() or "",
+        partition=_known(message.partition()),
+        offset=_known(message.offset()),
+        key=message.key(),
+        value=message.value(),
+        headers=headers,
+        timestamp=None if kind == TIMESTAMP_NOT_AVAILABLE else _datetime(milliseconds),
+        event_id=_uuid(headers.get(ID)),
+        type=None if type_ is None else type_.decode("utf-8", "replace"),
+        seq=None if seq is None else Seq.parse(seq),
+    )
+
+
+def _known(number: int | None) -> int:
+    assert number is not None, "only a consumed record has a place"
+    return number
+
+
+def _datetime(milliseconds: int) -> datetime | None:
+    try:
+        return datetime.fromtimestamp(milliseconds / 1000, UTC)
+    except (OverflowError, OSError, ValueError):
+        return None
+
+
+def _uuid(value: bytes | None) -> UUID | None:
+    try:
+        return None if value is None else UUID(value.decode("ascii"))
+    except ValueError:
+        return None

@@ -1,0 +1,66 @@
+"""What a consumer may be told, checked at birth."""
+
+import os
+import socket
+from dataclasses import dataclass, fields
+from datetime import timedelta
+from typing import Literal
+
+from outbox.errors import ConfigurationError
+
+Start = Literal["earliest", "latest"]
+Unknown = Literal["skip", "stop"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Every choice beside the group, the database and librdkafka's own properties.
+
+    batch_size: records applied in one transaction at most. More is faster and repeats more work after a
+        failure.
+    start: where a partition begins that this group has never read; later the database's offset decides.
+    unknown: what becomes of a record whose type has no handler: skip it (said once a type), or stop its
+        partition.
+    attempts: how often a record is tried, each time alone, before an unexpected exception stops its
+        partition. Database failures that pass and `Retry` are tried without limit and do not count.
+    claim_patience: how long taking over a partition waits for a transaction of its former owner before that
+        owner's connection is terminated.
+    idle_timeout: how long a batch's transaction may wait for its own process before PostgreSQL ends it, so
+        that a frozen process holds nothing for ever. Must exceed a handler's longest pause between
+        statements.
+    identity_check: how often the topics' ids are compared with those the offsets belong to while reading;
+        they are also compared whenever a partition is taken over or repositioned.
+    mirror: how often offsets are copied to Kafka for lag tools. Nothing ever reads them back.
+    wait_for_topics: how long a topic may be missing at the start before that is an error.
+    """
+
+    batch_size: int = 500
+    start: Start = "earliest"
+    unknown: Unknown = "skip"
+    attempts: int = 3
+    claim_patience: timedelta = timedelta(seconds=2)
+    idle_timeout: timedelta = timedelta(seconds=60)
+    identity_check: timedelta = timedelta(seconds=5)
+    mirror: timedelta = timedelta(seconds=1)
+    wait_for_topics: timedelta = timedelta(seconds=10)
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "attempts"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name, allowed in (("start", ("earliest", "latest")), ("unknown", ("skip", "stop"))):
+            if getattr(self, name) not in allowed:
+                raise ConfigurationError(
+                    f"{name}={getattr(self, name)!r} is none of {', '.join(map(repr, allowed))}"
+                )
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(field.default, timedelta) and not (
+                isinstance(value, timedelta) and value > timedelta(0)
+            ):
+                raise ConfigurationError(f"{field.name} is {value!r}; it must be a positive timedelta")
+
+
+def owner(member: int) -> str:
+    """Who we are, for people reading the table: host, process, thread."""
+    return f"{socket.gethostname()}/{os.getpid()}/{member}"

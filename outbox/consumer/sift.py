@@ -1,0 +1,81 @@
+"""Of what was polled, keep what is news and has a handler."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from outbox.consumer.handlers import Handlers, Task
+from outbox.consumer.record import Polled, headers_of
+from outbox.consumer.settings import Unknown
+from outbox.consumer.watermark import Marks
+from outbox.errors import Reject
+from outbox.record import SEQ, TYPE, Seq
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Sifted:
+    """What a batch has to do, and the marks once it is done."""
+
+    tasks: list[Task]
+    marks: Marks
+    repeats: int
+    skipped: int
+
+
+class Sieve:
+    """Drops repeats by their marks and what nobody handles by its type; says the latter once a type."""
+
+    def __init__(self, handlers: Handlers, unknown: Unknown) -> None:
+        self._handlers = handlers
+        self._unknown = unknown
+        self._said: set[tuple[str, str]] = set()
+
+    def sift(self, messages: Sequence[Polled], marks: Marks) -> Sifted:
+        """`marks` stays as it is. Raises UndecodableRecord or Reject for a record that can never pass."""
+        marks = marks.copy()
+        tasks: list[Task] = []
+        repeats = skipped = 0
+        for message in messages:
+            type_: bytes | None = None
+            seq: bytes | None = None
+            for name, value in headers_of(message):
+                if name == SEQ:
+                    seq = seq or value
+                elif name == TYPE:
+                    type_ = type_ or value
+            # A record without the header is foreign: only its offset tells whether it was read before.
+            if seq is not None and not marks.admit(Seq.parse(seq)):
+                repeats += 1
+                continue
+            topic = message.topic() or ""
+            found = self._handlers.find(topic, type_)
+            if found is None:
+                self._refuse(topic, "no type header" if type_ is None else f"type {_text(type_)}")
+                skipped += 1
+            elif message.value() is None and not found[0].tombstones:
+                self._say(
+                    topic, f"tombstones of {found[1]}", "its handler is not registered with tombstones=True"
+                )
+                skipped += 1
+            else:
+                tasks.append(Task(message, *found))
+        return Sifted(tasks, marks, repeats, skipped)
+
+    def _refuse(self, topic: str, what: str) -> None:
+        if self._unknown == "stop":
+            raise Reject(
+                f"a record with {what} on topic {topic} has no handler; register one with @consumer.on, "
+                "or let such records pass with unknown='skip'"
+            )
+        self._say(topic, f"records with {what}", "no handler is registered for it")
+
+    def _say(self, topic: str, what: str, why: str) -> None:
+        if (topic, what) not in self._said:
+            self._said.add((topic, what))
+            log.warning("%s on topic %s are skipped: %s (said once)", what, topic, why)
+
+
+def _text(value: bytes) -> str:
+    return value.decode("utf-8", "replace")

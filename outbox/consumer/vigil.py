@@ -1,0 +1,120 @@
+"""Stop a partition before a record is applied at an offset that was never meant for it.
+
+A name can come to mean another topic while it is read: deleted and made again, it goes on silently at the old
+offset. Only its id tells, so the id is compared when a partition is claimed, before its first batch after
+each positioning, when the client reports anything odd about the topic, and every few seconds.
+"""
+
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+
+from confluent_kafka import Consumer as KafkaConsumer
+from confluent_kafka import KafkaException, TopicPartition
+
+from outbox.consumer.assignment import Assignment, describe
+from outbox.consumer.identity import Identities, TopicIdentity, TopicMissing
+from outbox.consumer.partition import Partition
+from outbox.consumer.takeover import TIMEOUT
+
+log = logging.getLogger(__name__)
+
+AGAIN = 0.5
+"""Seconds before brokers that gave no answer are asked again."""
+
+
+class Vigil:
+    """Watches over the positions of one member."""
+
+    def __init__(
+        self, client: KafkaConsumer, assignment: Assignment, identities: Identities, every: timedelta
+    ) -> None:
+        self._client = client
+        self._assignment = assignment
+        self._identities = identities
+        self._every = every.total_seconds()
+        self._next = time.monotonic() + self._every
+
+    def verify(self, partitions: Sequence[Partition]) -> None:
+        """Ask, after their records were polled, whether these are still the topics that were claimed."""
+        doubtful = [partition for partition in partitions if not partition.verified]
+        if not doubtful:
+            return
+        try:
+            found = self._identities.look(partition.topic for partition in doubtful)
+        except KafkaException as error:
+            log.info("the brokers do not say which topics these are: %s", describe(error))
+            for partition in doubtful:
+                partition.due = time.monotonic() + AGAIN
+            return
+        self._compare(doubtful, found)
+        for partition in doubtful:
+            partition.verified = partition.reads()
+
+    def tick(self) -> None:
+        """Ask from time to time; never waits for the answer."""
+        partitions = self._assignment.partitions.values()
+        self._compare(list(partitions), self._identities.answers())
+        now = time.monotonic()
+        if partitions and now >= self._next:
+            self._next = now + self._every
+            self._identities.ask(partition.topic for partition in partitions)
+
+    def suspect(self, topic: str | None) -> None:
+        """The client reported something odd: believe nothing of this topic (None: of any) before asking."""
+        for partition in self._assignment.partitions.values():
+            if topic is None or partition.topic == topic:
+                partition.verified = False
+        self._next = 0.0
+
+    def out_of_range(self, partition: Partition) -> None:
+        """The brokers have no record at our position. Stop, unless they were wrong for a moment."""
+        if not partition.reads():
+            return
+        partition.verified = False
+        self.verify([partition])
+        if not partition.reads():
+            return
+        place = TopicPartition(partition.topic, partition.number)
+        try:
+            bounds = self._client.get_watermark_offsets(place, timeout=TIMEOUT, cached=False)
+        except KafkaException as error:
+            bounds = None
+            log.info("the brokers do not tell the offsets of %s: %s", partition.topic, describe(error))
+        position = partition.position
+        if bounds is not None and position < bounds[0]:
+            reason = (
+                f"offset {position} is gone, the oldest that Kafka still has is {bounds[0]}: retention "
+                f"deleted {bounds[0] - position} offsets before this group read them. To go on without them, "
+                f"stop the group and set next_offset = {bounds[0]} in consumer_offset"
+            )
+        elif bounds is not None and position > bounds[1]:
+            reason = (
+                f"offset {position} is beyond the end {bounds[1]}: the log was truncated, or the topic was "
+                "made again. Find out which records are there before you set next_offset in consumer_offset"
+            )
+        else:
+            partition.release("the brokers refused a position they have", AGAIN)
+            self._assignment.pause(partition)
+            return
+        self._assignment.stop(partition, reason)
+
+    def _compare(
+        self, partitions: Iterable[Partition], found: dict[str, TopicIdentity | TopicMissing]
+    ) -> None:
+        for partition in partitions:
+            if partition.claim is None or partition.stopped or partition.topic not in found:
+                continue
+            identity, claimed = found[partition.topic], partition.claim.identity
+            if isinstance(identity, TopicMissing):
+                partition.release(f"{identity} any more", AGAIN)
+                self._assignment.pause(partition)
+            elif not identity.agrees(claimed):
+                self._assignment.stop(
+                    partition,
+                    identity.difference(
+                        partition.topic, cluster_id=claimed.cluster_id, topic_id=claimed.topic_id
+                    )
+                    + " Its stored offset means other records",
+                )

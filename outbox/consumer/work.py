@@ -1,0 +1,135 @@
+"""Run what was polled, partition by partition, and decide what a failure means for its partition alone."""
+
+import logging
+from typing import assert_never
+
+from outbox import hooks
+from outbox.consumer import backoff
+from outbox.consumer.assignment import Assignment
+from outbox.consumer.batch import Batch, BatchRunner
+from outbox.consumer.outcome import (
+    Committed,
+    Failed,
+    GiveUp,
+    Overtaken,
+    Try,
+    Unknown,
+    Wait,
+    judge,
+)
+from outbox.consumer.partition import Partition
+from outbox.errors import Retry
+
+log = logging.getLogger(__name__)
+
+
+class Work:
+    """Batches of one member."""
+
+    def __init__(
+        self, assignment: Assignment, runner: BatchRunner, group: str, *, size: int, attempts: int
+    ) -> None:
+        self._assignment = assignment
+        self._runner = runner
+        self._group = group
+        self._size = size
+        self._attempts = attempts
+        self.applied = 0
+
+    def run(self, partition: Partition) -> int:
+        """Try one batch of it; returns how many records it is done with."""
+        batch = partition.batch(self._size)
+        outcome = self._runner.run(batch)
+        match outcome:
+            case Committed():
+                partition.committed(batch, outcome)
+                self.applied += outcome.applied
+                if not partition.polled:
+                    self._assignment.resume(partition)
+                return len(batch.messages)
+            case Overtaken():
+                self._overtaken(partition, batch)
+            case Unknown(error):
+                self._leave(
+                    partition, f"the answer to COMMIT was lost ({_brief(error)}); the database will tell", 0.0
+                )
+            case Failed(error):
+                self._failed(partition, batch, error)
+            case _:
+                assert_never(outcome)
+        return 0
+
+    def _overtaken(self, partition: Partition, batch: Batch) -> None:
+        hooks.fire(
+            "consumer.fenced",
+            group=self._group,
+            topic=partition.topic,
+            partition=partition.number,
+            epoch=batch.claim.epoch,
+            expected=batch.expected,
+        )
+        # If Kafka took the partition from us, we hear so before the wait is over. If it did not, the other
+        # was a sleeper who claimed late, and without us nobody would go on.
+        self._leave(partition, "somebody else claimed it", backoff.seconds(backoff.FENCED, 1))
+
+    def _leave(self, partition: Partition, reason: str, wait: float) -> None:
+        log.warning("%s[%s]: %s; claiming it again", partition.topic, partition.number, reason)
+        partition.release(reason, wait)
+        self._assignment.pause(partition)
+
+    def _failed(self, partition: Partition, batch: Batch, error: Exception) -> None:
+        verdict = judge(error)
+        if len(batch.messages) > 1 and not (
+            isinstance(verdict, Wait) and partition.failures == 0 and _whole(error)
+        ):
+            # Once more, each alone: those before the culprit are applied, and the culprit is known.
+            log.info(
+                "%s[%s]: %s; running %s records one by one",
+                *partition.key,
+                _brief(error),
+                len(batch.messages),
+            )
+            partition.singly = len(batch.messages)
+            return
+        offset = batch.expected if len(batch.messages) > 1 else batch.next - 1
+        what = f"the record at offset {offset} failed: {_brief(error)}"
+        match verdict:
+            case GiveUp():
+                self._assignment.stop(partition, what)
+            case Wait(at_least):
+                self._rest(partition, what, at_least.total_seconds())
+            case Try():
+                partition.tries += 1
+                if partition.tries >= self._attempts:
+                    log.error("%s[%s]: %s", *partition.key, what, exc_info=error)
+                    self._assignment.stop(partition, f"{what} ({partition.tries} attempts)")
+                else:
+                    self._rest(partition, what, 0.0)
+            case _:
+                assert_never(verdict)
+
+    def _rest(self, partition: Partition, reason: str, at_least: float) -> None:
+        wait = max(at_least, backoff.seconds(backoff.FAILURE, partition.failures + 1))
+        log.warning("%s[%s]: %s; again in %.1f s", *partition.key, reason, wait)
+        partition.rest(reason, wait)
+        self._assignment.pause(partition)
+        hooks.fire(
+            "consumer.retrying",
+            group=self._group,
+            topic=partition.topic,
+            partition=partition.number,
+            offset=partition.expected,
+            wait=wait,
+            reason=reason,
+        )
+
+
+def _whole(error: Exception) -> bool:
+    """Did the database fail, not one record? Then the batch may succeed whole the next time."""
+    return not isinstance(error, Retry)
+
+
+def _brief(error: BaseException) -> str:
+    cause = getattr(error, "orig", None) or error
+    text = (str(cause).strip().splitlines() or [""])[0]
+    return f"{type(cause).__name__}: {text}" if text else type(cause).__name__
