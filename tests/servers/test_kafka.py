@@ -5,8 +5,9 @@ from uuid import uuid4
 
 import pytest
 from confluent_kafka import Consumer, Producer
+from confluent_kafka.admin import ConfigResource
 
-from outbox.testing.servers import KafkaServer, start_kafka, start_mock_kafka
+from outbox.testing.servers import KafkaServer, broker_settings, start_kafka, start_mock_kafka
 from tests.conftest import TopicFactory
 
 IMPATIENT = {"socket.timeout.ms": 6000}
@@ -62,6 +63,15 @@ def test_topics_are_never_made_by_a_mistyped_name(kafka: KafkaServer) -> None:
     name = f"mistyped.{uuid4().hex}"
     assert name in kafka.admin.list_topics(name, timeout=10).topics  # the answer is about it, with an error
     assert name not in kafka.admin.list_topics(timeout=10).topics
+
+
+def test_every_shared_setting_is_one_the_broker_knows_and_uses() -> None:
+    with start_kafka(own=True) as kafka:
+        resource = ConfigResource(ConfigResource.Type.BROKER, str(kafka.brokers[0].node))
+        told = kafka.admin.describe_configs([resource])[resource].result(30)
+    used = {name: entry.value for name, entry in told.items()}
+    wanted = broker_settings.read()
+    assert {name: used.get(name) for name in wanted} == wanted
 
 
 @pytest.mark.slow
