@@ -1,0 +1,143 @@
+"""Record an event in the transaction that is open: it leaves if that commits, and only then.
+
+Through SQLAlchemy the event waits and is written at the connection's commit, after every flush. A raw
+psycopg connection has no such moment: there the event is written at once, so take your row locks first, or
+two transactions that conflict may publish in the other order.
+
+What cannot travel is refused here, before anything commits.
+"""
+
+from collections.abc import Coroutine
+from typing import Any, Unpack, overload
+from uuid import UUID
+
+import psycopg
+from psycopg.pq import TransactionStatus
+from sqlalchemy import Connection
+from sqlalchemy.exc import InvalidRequestError, PendingRollbackError, UnboundExecutionError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
+from sqlalchemy.orm import Session, scoped_session
+
+from outbox import hooks, pending
+from outbox.errors import ConfigurationError, NoTransaction
+from outbox.event import Event
+from outbox.row import Overrides, Row, insert, refuse, row
+from outbox.storage.tables import outbox_event
+
+Target = Session | scoped_session[Session] | Connection | psycopg.Connection[Any]
+AsyncTarget = (
+    AsyncSession | async_scoped_session[AsyncSession] | AsyncConnection | psycopg.AsyncConnection[Any]
+)
+
+
+@overload
+def emit(target: Target, event: Event, **overrides: Unpack[Overrides]) -> UUID: ...
+@overload
+def emit(target: AsyncTarget, event: Event, **overrides: Unpack[Overrides]) -> Coroutine[Any, Any, UUID]: ...
+def emit(
+    target: Target | AsyncTarget, event: Event, **overrides: Unpack[Overrides]
+) -> UUID | Coroutine[Any, Any, UUID]:
+    """Record `event` in the transaction open on `target`; returns the event's id.
+
+    target   a SQLAlchemy Session or Connection, or a psycopg connection; `await` it for their async twins.
+    headers  the caller's own, beside those the relay writes.
+    topic    instead of the event class's. key: instead of its key field. id: instead of a new UUIDv7.
+
+    Raises NoTransaction, EventNotSerialisable, EventRejected, ConfigurationError; SchemaError when the table
+    or a right is missing (at commit, or here on a psycopg connection).
+    """
+    made = row(event, **overrides)
+    if isinstance(target, ASYNC_TARGETS):
+        return record_async(target, made)
+    record(target, made)
+    return made.id
+
+
+ASYNC_TARGETS = (AsyncSession, async_scoped_session, AsyncConnection, psycopg.AsyncConnection)
+
+
+def record(target: Target, made: Row) -> None:
+    """Keep `made` until the transaction on `target` commits; on a psycopg connection, write it."""
+    if isinstance(target, scoped_session):
+        target = target()
+    if isinstance(target, Session):
+        pending.keep(_connection(target), made)
+    elif isinstance(target, Connection):
+        pending.keep(target, made)
+    elif isinstance(target, psycopg.Connection):
+        _require_transaction(target)
+        try:
+            target.execute(*insert([made]))
+        except psycopg.Error as error:
+            refuse(error, error)
+        _written(made)
+    else:
+        raise _unknown(target, "a Session, a Connection or a psycopg connection")
+
+
+async def record_async(target: AsyncTarget, made: Row) -> UUID:
+    """The same for the async twins; only this waits for input and output."""
+    if isinstance(target, AsyncSession):
+        _require_open(target.in_transaction(), "session")
+        await target.run_sync(record, made)
+    elif isinstance(target, async_scoped_session):
+        await record_async(target(), made)
+    elif isinstance(target, AsyncConnection):
+        _require_open(target.in_transaction(), "connection")
+        await target.run_sync(pending.keep, made)
+    elif isinstance(target, psycopg.AsyncConnection):
+        _require_transaction(target)
+        try:
+            await target.execute(*insert([made]))
+        except psycopg.Error as error:
+            refuse(error, error)
+        _written(made)
+    else:
+        raise _unknown(target, "an AsyncSession, an AsyncConnection or a psycopg AsyncConnection")
+    return made.id
+
+
+def _connection(session: Session) -> Connection:
+    """The connection of the session whose engine holds the outbox, whatever other engines it is bound to."""
+    _require_open(session.in_transaction(), "session")
+    try:
+        return session.connection(bind_arguments={"clause": outbox_event})
+    except UnboundExecutionError as error:
+        raise ConfigurationError(
+            "this session has no engine for outbox_event; bind the session, or name the table among its "
+            "binds: sessionmaker(binds={Base: engine, outbox.tables.outbox_event: engine})"
+        ) from error
+    except PendingRollbackError:
+        raise
+    except InvalidRequestError as error:
+        raise NoTransaction(f"this session's transaction takes no more events: {error}") from error
+
+
+def _require_open(is_open: bool, what: str) -> None:
+    if not is_open:
+        raise NoTransaction(
+            f"emit() needs an open transaction, and this {what} has none; put the work into a function under "
+            f"@outbox.transaction, or into `with {what}.begin():`"
+        )
+
+
+def _require_transaction(connection: "psycopg.Connection[Any] | psycopg.AsyncConnection[Any]") -> None:
+    if connection.autocommit and connection.info.transaction_status == TransactionStatus.IDLE:
+        raise NoTransaction(
+            "emit() needs an open transaction, and this psycopg connection is in autocommit; put the work "
+            "into `with connection.transaction():`"
+        )
+
+
+def _written(made: Row) -> None:
+    alone = pending.Pending()
+    alone.add(made)
+    alone.written = True
+    hooks.fire("outbox.opened", pending=alone)
+    hooks.fire("outbox.written", count=1)
+
+
+def _unknown(target: object, wanted: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"emit() takes {wanted}, not {type(target).__module__}.{type(target).__qualname__}"
+    )

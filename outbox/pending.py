@@ -1,0 +1,172 @@
+"""Write a connection's events as the last thing before its commit, and only if it commits.
+
+Positions must be drawn while the transaction holds every lock it will ever take: of two transactions that
+conflict, the later then gets the higher numbers. Inside a flush that is not so, because SQLAlchemy sorts
+unrelated mappers by name; the commit of the connection comes after every flush, and after whatever
+before_commit listeners do.
+
+Events belong to a transaction object, not to a connection, so a pooled connection cannot carry them from
+one transaction into another.
+"""
+
+import threading
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.engine import NestedTransaction, RootTransaction
+from sqlalchemy.exc import DBAPIError
+
+from outbox import hooks
+from outbox.errors import ConfigurationError, EmitError, NoTransaction
+from outbox.row import Row, insert, refuse
+
+
+class Pending:
+    """The events of one transaction, in emit order, each with the savepoints it stands in."""
+
+    __slots__ = ("_rows", "dropped", "written")
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[Row, tuple[str, ...]]] = []
+        self.written = False
+        self.dropped = False
+
+    def add(self, row: Row, savepoints: tuple[str, ...] = ()) -> None:
+        self._rows.append((row, savepoints))
+
+    def roll_back_to(self, savepoint: str) -> None:
+        """Forget what was emitted inside `savepoint`, also in savepoints within it."""
+        self._rows = [(row, within) for row, within in self._rows if savepoint not in within]
+
+    def drop(self) -> None:
+        """The transaction was rolled back."""
+        self._rows.clear()
+        self.dropped = True
+
+    @property
+    def rows(self) -> list[Row]:
+        """What is written, or would be if the transaction committed now."""
+        return [row for row, _ in self._rows]
+
+
+_pending: WeakKeyDictionary[RootTransaction, Pending] = WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def of(connection: Connection) -> Pending | None:
+    """What the transaction open on `connection` has emitted so far."""
+    transaction = connection.get_transaction()
+    return None if transaction is None else _pending.get(transaction)
+
+
+def keep(connection: Connection, row: Row) -> None:
+    """Remember `row` until `connection` commits. Raises NoTransaction, ConfigurationError."""
+    transaction = connection.get_transaction()
+    if transaction is None or not transaction.is_active:
+        raise NoTransaction(
+            "emit() needs an open transaction, and this connection has none; use `with engine.begin() as "
+            "connection:` or connection.begin()"
+        )
+    pending = _pending.get(transaction)
+    if pending is None:
+        pending = _open(connection, transaction)
+    if pending.written:
+        raise EmitError(
+            "this transaction is being committed and its events are written already; emit before commit() "
+            "(and before prepare())"
+        )
+    pending.add(row, _savepoints(connection))
+
+
+def _open(connection: Connection, transaction: RootTransaction) -> Pending:
+    dialect = connection.dialect
+    if dialect.name != "postgresql" or dialect.driver != "psycopg":
+        raise ConfigurationError(
+            f"events are kept in PostgreSQL through psycopg 3, and this connection is {dialect.name}+"
+            f"{dialect.driver}; use a URL that begins with postgresql+psycopg://"
+        )
+    if getattr(connection.connection.driver_connection, "autocommit", False):
+        raise NoTransaction(
+            "emit() needs a transaction, and this connection is in AUTOCOMMIT, where each statement is one "
+            'of its own; leave isolation_level="AUTOCOMMIT" away for this engine or connection'
+        )
+    _listen(connection.engine)
+    pending = _pending[transaction] = Pending()
+    hooks.fire("outbox.opened", pending=pending)
+    return pending
+
+
+def _savepoints(connection: Connection) -> tuple[str, ...]:
+    """Names of the savepoints that are open, innermost first."""
+    savepoint: NestedTransaction | None = connection.get_nested_transaction()
+    if savepoint is None:
+        return ()
+    names = []
+    while savepoint is not None:
+        names.append(savepoint._savepoint)
+        savepoint = savepoint._previous_nested
+    return tuple(names)
+
+
+def write(connection: Connection, pending: Pending) -> None:
+    """Insert what is pending, in emit order, in one statement. An error fails the commit."""
+    if pending.written:
+        return
+    pending.written = True
+    rows = pending.rows
+    if not rows:
+        return
+    try:
+        connection.exec_driver_sql(*insert(rows))
+    except DBAPIError as error:
+        refuse(error, error.orig)
+    hooks.fire("outbox.written", count=len(rows))
+
+
+def _listen(engine: Engine) -> None:
+    """Register once per engine, when it first emits: engines that never do pay nothing."""
+    if event.contains(engine, "commit", _on_commit):
+        return
+    with _lock:
+        if event.contains(engine, "commit", _on_commit):
+            return
+        for name, listener in _LISTENERS.items():
+            event.listen(engine, name, listener)
+
+
+def _on_commit(connection: Connection) -> None:
+    if pending := of(connection):
+        write(connection, pending)
+
+
+def _on_prepare(connection: Connection, _xid: object) -> None:
+    _on_commit(connection)
+
+
+def _on_commit_twophase(connection: Connection, _xid: object, is_prepared: bool) -> None:
+    if not is_prepared:
+        _on_commit(connection)
+
+
+def _on_rollback(connection: Connection) -> None:
+    if pending := of(connection):
+        pending.drop()
+
+
+def _on_rollback_twophase(connection: Connection, _xid: object, _is_prepared: bool) -> None:
+    _on_rollback(connection)
+
+
+def _on_rollback_savepoint(connection: Connection, name: str, _context: None) -> None:
+    if pending := of(connection):
+        pending.roll_back_to(name)
+
+
+_LISTENERS = {
+    "rollback": _on_rollback,
+    "rollback_twophase": _on_rollback_twophase,
+    "rollback_savepoint": _on_rollback_savepoint,
+    "prepare_twophase": _on_prepare,
+    "commit_twophase": _on_commit_twophase,
+    "commit": _on_commit,  # last: its presence says that all are there
+}

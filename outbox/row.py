@@ -1,0 +1,139 @@
+"""One event as the outbox keeps it, and the statement that keeps it."""
+
+from collections.abc import Mapping, Sequence
+from json import dumps
+from typing import Any, NamedTuple, NoReturn, TypedDict, Unpack
+from uuid import UUID
+
+import psycopg
+from psycopg import errors
+
+from outbox import preflight
+from outbox.errors import EventRejected, SchemaError
+from outbox.event import Event, is_named, key_of
+from outbox.preflight import MAX_RECORD_BYTES
+from outbox.record import CONTENT_TYPE, JSON
+from outbox.uuid7 import uuid7
+
+
+class Overrides(TypedDict, total=False):
+    """What the caller of emit() may say differently from the event's class."""
+
+    headers: Mapping[str, str] | None
+    topic: str | None
+    key: str | None
+    id: UUID | None
+
+
+class Row(NamedTuple):
+    """What the application writes; xid, position and slot are PostgreSQL's to choose."""
+
+    id: UUID
+    aggregatetype: str
+    aggregateid: str | None
+    type: str
+    payload: bytes | None
+    topic: str | None
+    headers: str | None
+    traceparent: str | None
+
+
+INSERT_ONE = """
+INSERT INTO outbox_event (id, aggregatetype, aggregateid, type, payload, topic, headers, traceparent)
+VALUES (%s, %s, %s, %s, %s, %s, %s::jsonb, %s)
+""".strip()
+"""One event: the common case, and the cheapest plan. Touches the two indexes of one leaf."""
+
+INSERT_MANY = """
+INSERT INTO outbox_event (id, aggregatetype, aggregateid, type, payload, topic, headers, traceparent)
+SELECT id, aggregatetype, aggregateid, type, payload, topic, headers::jsonb, traceparent
+FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::text[], %s::bytea[], %s::text[], %s::text[], %s::text[])
+    WITH ORDINALITY AS event (
+        id, aggregatetype, aggregateid, type, payload, topic, headers, traceparent, emitted)
+ORDER BY emitted
+""".strip()
+"""Any number of events in one constant, preparable statement. Positions are drawn above the sort, hence in
+the order in which the events were emitted."""
+
+
+def insert(rows: Sequence[Row]) -> tuple[str, tuple[Any, ...]]:
+    """The statement that writes `rows` in their order, with its parameters."""
+    if len(rows) == 1:
+        return INSERT_ONE, rows[0]
+    return INSERT_MANY, tuple(list(column) for column in zip(*rows, strict=True))
+
+
+def row(
+    event: Event,
+    *,
+    traceparent: str | None = None,
+    max_record_bytes: int = MAX_RECORD_BYTES,
+    **overrides: Unpack[Overrides],
+) -> Row:
+    """`event`, serialised and checked. Raises EventRejected or EventNotSerialisable."""
+    cls = type(event)
+    if not isinstance(event, Event):
+        raise EventRejected(f"{cls.__qualname__} is not an outbox.Event; derive its class from Event")
+    if not is_named(cls):
+        raise EventRejected(
+            f"{cls.__qualname__} has no name on the wire; "
+            f"define it as class {cls.__name__}(Event, name=..., version=..., aggregate=...)"
+        )
+    headers, topic, key = overrides.get("headers"), overrides.get("topic"), overrides.get("key")
+    event_id = overrides.get("id") or uuid7()
+    if not isinstance(event_id, UUID):
+        raise EventRejected(f"{cls.__qualname__} was not recorded: id={event_id!r} is not a UUID")
+    serializer = cls.__serializer__
+    payload = serializer.serialize(event)
+    if key is None:
+        key = key_of(event)
+    if serializer.content_type != JSON:
+        headers = {CONTENT_TYPE: serializer.content_type, **(headers or {})}
+    preflight.check(
+        f"{cls.__qualname__} ({cls.__wire_type__})",
+        topic=topic,
+        key=key,
+        payload=payload,
+        headers=headers,
+        max_record_bytes=max_record_bytes,
+    )
+    aggregate = cls.__aggregate__
+    assert aggregate is not None, "a class with a name has an aggregate"
+    return Row(
+        event_id,
+        aggregate,
+        key,
+        cls.__wire_type__,
+        payload,
+        topic if topic is not None else cls.__own_topic__,
+        dumps(dict(headers), ensure_ascii=False) if headers else None,
+        traceparent if preflight.is_traceparent(traceparent) else None,
+    )
+
+
+def explain(error: psycopg.Error) -> SchemaError | None:
+    """What to do about an INSERT that the database refused; None when the schema is not to blame."""
+    said = str(error).partition("\n")[0]
+    if isinstance(error, errors.UndefinedTable):
+        return SchemaError(
+            f"events cannot be written: {said}. Run `outbox-relay db upgrade` on this database, or put the "
+            "schema of outbox_event on the search_path"
+        )
+    if isinstance(error, errors.UndefinedColumn):
+        return SchemaError(
+            f"events cannot be written: {said}. Run `outbox-relay db check` and mend what it names"
+        )
+    if isinstance(error, errors.InsufficientPrivilege):
+        return SchemaError(
+            f"events cannot be written: {said}. Grant the application its columns: "
+            "`outbox-relay db roles --application ROLE` prints the statements"
+        )
+    return None
+
+
+def refuse(error: Exception, cause: BaseException | None) -> NoReturn:
+    """Raise what `explain` makes of `cause`, else `error` as it is."""
+    wrong = explain(cause) if isinstance(cause, psycopg.Error) else None
+    if wrong is None:
+        raise error
+    raise wrong from error
