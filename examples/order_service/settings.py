@@ -1,7 +1,8 @@
 """Read what a service needs from its environment, and say plainly what is missing.
 
 `ORDER_DATABASE_URL`, `INVOICE_DATABASE_URL`, `SHIPPING_DATABASE_URL`: PostgreSQL, one database a service.
-`KAFKA_BOOTSTRAP_SERVERS`: for the two that consume.
+`KAFKA_BOOTSTRAP_SERVERS`: for the two that consume. They also heed `KAFKA_GROUP_PROTOCOL`,
+`KAFKA_SESSION_TIMEOUT_MS` and `KAFKA_HEARTBEAT_INTERVAL_MS`, which decide how soon a group notices a death.
 """
 
 import os
@@ -10,6 +11,8 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from outbox.errors import ConfigurationError
+
+OPTIONAL = ("group.protocol", "session.timeout.ms", "heartbeat.interval.ms")
 
 
 class SettingError(ConfigurationError):
@@ -29,8 +32,12 @@ def database_url(variable: str) -> URL:
 
 
 def kafka() -> dict[str, str]:
-    """The client properties that name the cluster."""
-    return {"bootstrap.servers": _required("KAFKA_BOOTSTRAP_SERVERS", example="localhost:9092")}
+    """The client properties: which cluster, and how patient its groups are."""
+    properties = {"bootstrap.servers": _required("KAFKA_BOOTSTRAP_SERVERS", example="localhost:9092")}
+    for name in OPTIONAL:
+        if value := os.environ.get("KAFKA_" + name.upper().replace(".", "_")):
+            properties[name] = value
+    return properties
 
 
 def _required(variable: str, *, example: str) -> str:
