@@ -10,8 +10,8 @@ from confluent_kafka.admin import ConfigResource
 from outbox.testing.servers import KafkaServer, broker_settings, start_kafka, start_mock_kafka
 from tests.conftest import TopicFactory
 
-IMPATIENT = {"socket.timeout.ms": 6000}
-"""A frozen broker answers nobody; the default waits for it a minute."""
+IMPATIENT = {"socket.timeout.ms": 3000, "api.version.request.timeout.ms": 2000}
+"""A frozen broker answers nobody; the defaults wait for it 60 and 10 s."""
 
 
 def send(bootstrap: str, topic: str, values: list[bytes]) -> None:
