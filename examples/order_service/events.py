@@ -9,10 +9,11 @@ from datetime import datetime
 from decimal import Decimal
 from uuid import UUID
 
+from examples.order_service.settings import shared_name
 from outbox import Event
 
-ORDERS = "orders"
-INVOICES = "invoices"
+ORDERS = shared_name("orders")
+INVOICES = shared_name("invoices")
 
 
 class OrderPlaced(Event, name="order.placed", version=1, topic=ORDERS, aggregate="order", key="order_id"):

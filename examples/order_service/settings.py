@@ -3,6 +3,7 @@
 `ORDER_DATABASE_URL`, `INVOICE_DATABASE_URL`, `SHIPPING_DATABASE_URL`: PostgreSQL, one database a service.
 `KAFKA_BOOTSTRAP_SERVERS`: for the two that consume. They also heed `KAFKA_GROUP_PROTOCOL`,
 `KAFKA_SESSION_TIMEOUT_MS` and `KAFKA_HEARTBEAT_INTERVAL_MS`, which decide how soon a group notices a death.
+`KAFKA_PREFIX`: for all three, what topics and groups begin with on a cluster that is shared with others.
 """
 
 import os
@@ -38,6 +39,11 @@ def kafka() -> dict[str, str]:
         if value := os.environ.get("KAFKA_" + name.upper().replace(".", "_")):
             properties[name] = value
     return properties
+
+
+def shared_name(name: str) -> str:
+    """What the topic or group `name` is called on this cluster."""
+    return os.environ.get("KAFKA_PREFIX", "") + name
 
 
 def _required(variable: str, *, example: str) -> str:

@@ -5,11 +5,11 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from examples.order_service.events import OrderCancelled, OrderChanged, OrderPlaced
 from examples.order_service.invoice import services
-from examples.order_service.settings import database_url, kafka
+from examples.order_service.settings import database_url, kafka, shared_name
 from outbox.consumer import Consumer, Record
 
 engine = create_engine(database_url("INVOICE_DATABASE_URL"))
-consumer = Consumer(group="invoice", sessions=sessionmaker(engine), kafka=kafka())
+consumer = Consumer(group=shared_name("invoice"), sessions=sessionmaker(engine), kafka=kafka())
 
 
 @consumer.on(OrderPlaced)

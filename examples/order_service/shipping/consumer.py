@@ -4,12 +4,12 @@ from sqlalchemy import create_engine
 from sqlalchemy.orm import Session, sessionmaker
 
 from examples.order_service.events import InvoiceIssued, OrderCancelled
-from examples.order_service.settings import database_url, kafka
+from examples.order_service.settings import database_url, kafka, shared_name
 from examples.order_service.shipping import services
 from outbox.consumer import Consumer, Record
 
 engine = create_engine(database_url("SHIPPING_DATABASE_URL"))
-consumer = Consumer(group="shipping", sessions=sessionmaker(engine), kafka=kafka())
+consumer = Consumer(group=shared_name("shipping"), sessions=sessionmaker(engine), kafka=kafka())
 
 
 @consumer.on(InvoiceIssued)
