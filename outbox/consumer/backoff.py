@@ -1,9 +1,9 @@
 """Wait longer after each failure, never in step with others, never in the thread that polls Kafka."""
 
-from tenacity import RetryCallState, wait_exponential_jitter, wait_random
+from tenacity import RetryCallState, wait_exponential, wait_random
 from tenacity.wait import wait_base
 
-FAILURE = wait_exponential_jitter(initial=0.1, max=15.0, exp_base=2, jitter=0.25)
+FAILURE = wait_exponential(multiplier=0.1, exp_base=2, max=15.0) + wait_random(0.0, 0.25)
 """Between tries of a record or a claim: 0.1, 0.2, 0.4 … 15 s, plus up to 0.25 s."""
 
 FENCED = wait_random(0.2, 2.0)

@@ -1,0 +1,1 @@
+"""The consuming half on real servers."""

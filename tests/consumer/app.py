@@ -1,0 +1,53 @@
+"""A consumer process for tests: it stores effects, and does at a hook point what it is told.
+
+python -m tests.consumer.app '{"url": …, "bootstrap": …, "group": …, "topic": …, "kafka": {…},
+    "at": "consumer.batch.before_commit", "count": 2, "do": "kill" | "freeze", "break": "…"}'
+"""
+
+import json
+import logging
+import os
+import signal
+import sys
+from typing import Any
+
+from sqlalchemy import create_engine, make_url
+from sqlalchemy.orm import Session
+
+from outbox import hooks
+from outbox.consumer import Record
+from tests.consumer import broken
+from tests.consumer.stage import Stage
+
+SIGNALS = {"kill": signal.SIGKILL, "freeze": signal.SIGSTOP}
+
+
+def main(task: dict[str, Any]) -> None:
+    logging.basicConfig(level=task.get("log", "ERROR"), format=f"%(asctime)s {os.getpid()} %(message)s")
+    if task.get("break"):
+        broken.apply(task["break"])
+    seen = 0
+
+    def watch(point: str, _facts: dict[str, Any]) -> None:
+        nonlocal seen
+        if point == task["at"]:
+            seen += 1
+            if seen == task.get("count", 1):
+                os.kill(os.getpid(), SIGNALS[task["do"]])
+
+    if "at" in task:
+        hooks.subscribe(watch)
+    url = make_url(task["url"]).set(drivername="postgresql+psycopg")
+    engine = create_engine(url, pool_pre_ping=False, connect_args={"connect_timeout": 5})
+    stage = Stage(engine, task["url"], task["bootstrap"], task["topic"], 0)
+    consumer = stage.consumer(task.get("kafka"), group=task["group"], **task.get("settings", {}))
+
+    @consumer.on(topic=task["topic"])
+    def store(session: Session, value: bytes, record: Record) -> None:
+        stage.store(session, record, task["group"], os.getpid())
+
+    consumer.run(task.get("threads", 1))
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
