@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import pytest
 from sqlalchemy import Engine, ForeignKey, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
+from outbox import catalog
 from outbox.storage import tables
 from outbox.testing.servers import KafkaServer
 
@@ -33,8 +35,9 @@ class Invoice(Base):
 
 
 def test_the_service_in_the_readme_records_its_order_and_its_event_together(
-    engine: Engine, kafka: KafkaServer
+    engine: Engine, kafka: KafkaServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(catalog, "_classes", {})  # the example services claim the same event names
     Base.metadata.create_all(engine)
     (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     shown: dict[str, Any] = {
