@@ -31,11 +31,11 @@ News = Callable[[Session, UUID, Record], None]
 
 def invoice_comes(session: Session, order_id: UUID, record: Record) -> None:
     event = InvoiceIssued(order_id=order_id, customer_id=uuid4(), amount=Decimal("9.90"), placed_at=NOON)
-    services.ship(session, event, record)
+    services.ship(session, [event], [record])
 
 
 def cancellation_comes(session: Session, order_id: UUID, record: Record) -> None:
-    services.stop(session, OrderCancelled(order_id=order_id, revision=2, cancelled_at=NOON), record)
+    services.stop(session, [OrderCancelled(order_id=order_id, revision=2, cancelled_at=NOON)], [record])
 
 
 def state(sessions: Sessions, order_id: UUID) -> tuple[str, list[str]]:
@@ -147,6 +147,51 @@ def test_a_first_decision_that_is_rolled_back_leaves_the_second_alone(
             session.rollback()
         crossing.result(timeout=10)
     assert state(shipments, order_id) == ("shipped", ["ship"])
+
+
+def test_batches_that_share_orders_queue_up_whatever_order_they_list_them_in(
+    shipments: Sessions, record: Records
+) -> None:
+    order_ids = [uuid4() for _ in range(50)]
+    invoices = [
+        InvoiceIssued(order_id=order_id, customer_id=uuid4(), amount=Decimal("9.90"), placed_at=NOON)
+        for order_id in order_ids
+    ]
+    cancellations = [
+        OrderCancelled(order_id=order_id, revision=2, cancelled_at=NOON) for order_id in reversed(order_ids)
+    ]
+
+    def ship_all() -> None:
+        with shipments.begin() as session:
+            services.ship(session, invoices, [record("invoices") for _ in invoices])
+
+    def stop_all() -> None:
+        with shipments.begin() as session:
+            services.stop(session, cancellations, [record("orders") for _ in cancellations])
+
+    with ThreadPoolExecutor(2) as pool:
+        for round_ in [pool.submit(ship_all), pool.submit(stop_all)]:
+            round_.result(timeout=30)
+    assert {state(shipments, order_id)[0] for order_id in order_ids} <= {"stopped", "recalled"}
+    assert {len(state(shipments, order_id)[1]) for order_id in order_ids} == {2}
+
+
+def test_two_orders_locked_crosswise_do_not_deadlock(shipments: Sessions, record: Records) -> None:
+    low, high = sorted([uuid4(), uuid4()])
+
+    def both(news: list[UUID]) -> None:
+        events = [OrderCancelled(order_id=order_id, revision=2, cancelled_at=NOON) for order_id in news]
+        with shipments.begin() as session:
+            services.stop(session, events, [record("orders") for _ in events])
+
+    with ThreadPoolExecutor(1) as pool:
+        with shipments.begin() as session:
+            invoice_comes(session, low, record("invoices"))
+            crossing = pool.submit(both, [high, low])
+            wait_until_another_waits(shipments)
+            invoice_comes(session, high, record("invoices"))
+        crossing.result(timeout=10)
+    assert state(shipments, low)[0] == state(shipments, high)[0] == "recalled"
 
 
 ANOTHER_WAITS = text("""

@@ -1,6 +1,7 @@
 """Charge orders until told to stop: python -m examples.order_service.invoice --threads 2."""
 
 import argparse
+import logging
 import sys
 
 from sqlalchemy.exc import OperationalError
@@ -14,6 +15,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="members of the group (default: %(default)s)")
     parser.add_argument("--migrate", action="store_true", help="bring the database up to date first")
     arguments = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         # Imported here because it reads the environment, which may lack something.
         from examples.order_service.invoice.consumer import consumer, engine

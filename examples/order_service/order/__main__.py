@@ -1,6 +1,7 @@
 """Serve orders over HTTP until told to stop: python -m examples.order_service.order --port 8000."""
 
 import argparse
+import signal
 import sys
 
 import uvicorn
@@ -33,6 +34,8 @@ def main() -> None:
     except OperationalError as error:
         sys.exit(f"order: the database cannot be reached: {error.orig}")
     sessions.configure(bind=engine)
+    # uvicorn raises the signal again once it has shut down: answered here, the exit code is 0.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     uvicorn.run(app, host=arguments.host, port=arguments.port, access_log=False)
 
 

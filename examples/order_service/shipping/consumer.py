@@ -1,4 +1,7 @@
-"""Which news leads to what, from both topics: invoices to ship, cancellations to stop or recall."""
+"""Which news leads to what, from both topics: invoices to ship, cancellations to stop or recall.
+
+Handlers of whole batches: each gets all the news of its kind that was read together, and locks it together.
+"""
 
 from sqlalchemy import create_engine
 from sqlalchemy.orm import Session, sessionmaker
@@ -12,11 +15,11 @@ engine = create_engine(database_url("SHIPPING_DATABASE_URL"))
 consumer = Consumer(group=shared_name("shipping"), sessions=sessionmaker(engine), kafka=kafka())
 
 
-@consumer.on(InvoiceIssued)
-def invoice_issued(session: Session, event: InvoiceIssued, record: Record) -> None:
-    services.ship(session, event, record)
+@consumer.on(InvoiceIssued, batch=True)
+def invoices_issued(session: Session, events: list[InvoiceIssued], records: list[Record]) -> None:
+    services.ship(session, events, records)
 
 
-@consumer.on(OrderCancelled)
-def order_cancelled(session: Session, event: OrderCancelled, record: Record) -> None:
-    services.stop(session, event, record)
+@consumer.on(OrderCancelled, batch=True)
+def orders_cancelled(session: Session, events: list[OrderCancelled], records: list[Record]) -> None:
+    services.stop(session, events, records)

@@ -1,11 +1,12 @@
-"""Act on each piece of news once, one order at a time, though the news comes over two topics.
+"""Act on each piece of news once, though the news of one order comes over two topics.
 
 Two consumers may hold the two records of one order at the same moment. Both go through the order's row,
-which the first one creates if need be: the second waits there for the first one's commit, then decides
-on what it left. Two batches that cross each other's orders may deadlock; PostgreSQL then rolls one back,
-offset included, and the consumer runs it again.
+which the first one creates if need be: the second waits there for the first one's commit, then decides on
+what it left. Each takes the rows of its whole batch at once and in the order of their ids, so that two
+batches that share several orders queue up instead of deadlocking.
 """
 
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from uuid import UUID
 
@@ -17,24 +18,36 @@ from examples.order_service.shipping.domain import Action, LogEntry, Shipment, S
 from outbox.consumer import Record
 
 
-def ship(session: Session, event: InvoiceIssued, record: Record) -> None:
-    """Ship an invoiced order, or withhold it when its cancellation came first."""
-    action = _locked(session, event.order_id).invoiced()
-    session.add(_entry(event.order_id, action, event.placed_at, record))
+def ship(session: Session, events: Sequence[InvoiceIssued], records: Sequence[Record]) -> None:
+    """Ship each invoiced order, or withhold it when its cancellation came first."""
+    shipments = _locked(session, (event.order_id for event in events))
+    for event, record in zip(events, records, strict=True):
+        action = shipments[event.order_id].invoiced()
+        session.add(_entry(event.order_id, action, event.placed_at, record))
 
 
-def stop(session: Session, event: OrderCancelled, record: Record) -> None:
-    """Never ship a cancelled order; recall it when its invoice came first."""
-    action = _locked(session, event.order_id).cancelled()
-    session.add(_entry(event.order_id, action, event.cancelled_at, record))
+def stop(session: Session, events: Sequence[OrderCancelled], records: Sequence[Record]) -> None:
+    """Never ship a cancelled order; recall each whose invoice came first."""
+    shipments = _locked(session, (event.order_id for event in events))
+    for event, record in zip(events, records, strict=True):
+        action = shipments[event.order_id].cancelled()
+        session.add(_entry(event.order_id, action, event.cancelled_at, record))
 
 
-def _locked(session: Session, order_id: UUID) -> Shipment:
-    """The order's row, locked until commit; created when this is the first that is heard of the order."""
-    session.execute(
-        insert(Shipment).values(order_id=order_id, standing=Standing.EXPECTED).on_conflict_do_nothing()
-    )
-    return session.get_one(Shipment, order_id, with_for_update=True)
+# Promise: returns the rows as last committed, all locked until this transaction ends. A row is created when
+# nothing was heard of its order yet; setting it to what it was takes the lock where it exists. Served by the
+# primary key.
+TOUCH = (
+    insert(Shipment)
+    .on_conflict_do_update(index_elements=[Shipment.order_id], set_={"standing": Shipment.standing})
+    .returning(Shipment)
+)
+
+
+def _locked(session: Session, order_ids: Iterable[UUID]) -> dict[UUID, Shipment]:
+    news = [{"order_id": order_id, "standing": Standing.EXPECTED} for order_id in sorted(set(order_ids))]
+    shipments = session.scalars(TOUCH, news, execution_options={"populate_existing": True})
+    return {shipment.order_id: shipment for shipment in shipments}
 
 
 def _entry(order_id: UUID, action: Action, requested_at: datetime, record: Record) -> LogEntry:
