@@ -5,7 +5,7 @@ it. Then everything above `done`'s floor. Both only as far as `next` sees, so a 
 often it is read.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,58 +14,68 @@ import psycopg
 from relay import row
 from relay.database import Connection, failed
 from relay.progress import Progress
-from relay.row import NAMES, POSITION, Row
+from relay.row import NAMES, PAYLOAD, POSITION, Row
 
-_STRAGGLER_COLUMNS = f"{row.COLUMNS}, xid"
+_COLUMNS = f"{row.COLUMNS}, xid"
+
+# Payload bytes in front of a row, for the bound on a chunk. Every NULL counts as nothing: an unknown size
+# would let a row in behind one that was left out, and that one would never be read.
+_BEFORE = """sum(coalesce(octet_length(payload), 0)) OVER (ORDER BY position)
+    - coalesce(octet_length(payload), 0) AS before"""
+
+_LATE = f"""
+SELECT {_COLUMNS} FROM outbox_event
+WHERE xid >= pg_snapshot_xmax(%(done)s::pg_snapshot) AND xid < %(done_xid)s::xid8
+UNION ALL
+SELECT {_COLUMNS} FROM outbox_event
+WHERE xid = ANY (ARRAY(
+    SELECT pg_snapshot_xip(%(done)s::pg_snapshot) EXCEPT SELECT pg_snapshot_xip(%(next)s::pg_snapshot)))
+"""
+# Rows of the transactions that `done` did not see although they may have drawn positions below its floor
+# (index outbox_event_xid). The range ends at `done_xid`, the transaction that wrote `done` down: a later one
+# cannot have drawn a position below its floor. What still runs for `next` is not probed.
+
+_IS_STRAGGLER = """position + 0 <= %(done_floor)s AND position + 0 > %(low)s
+    AND pg_visible_in_snapshot(xid, %(next)s::pg_snapshot)"""
 
 FEW_STRAGGLERS = f"""
 SELECT {NAMES} FROM (
-  SELECT *, sum(coalesce(octet_length(payload), 0)) OVER (ORDER BY position) - octet_length(payload) AS before
-  FROM (
-    SELECT * FROM (
-      SELECT {_STRAGGLER_COLUMNS} FROM outbox_event
-      WHERE xid >= pg_snapshot_xmax(%(done)s::pg_snapshot) AND xid < %(done_xid)s::xid8
-      UNION ALL
-      SELECT {_STRAGGLER_COLUMNS} FROM outbox_event
-      WHERE xid = ANY (ARRAY(SELECT pg_snapshot_xip(%(done)s::pg_snapshot)))
-    ) late
-    WHERE position + 0 <= %(done_floor)s AND position + 0 > %(low)s
-      AND pg_visible_in_snapshot(xid, %(next)s::pg_snapshot)
-    ORDER BY position LIMIT %(limit)s
+  SELECT *, {_BEFORE} FROM (
+    SELECT * FROM ({_LATE}) late WHERE {_IS_STRAGGLER} ORDER BY position LIMIT %(limit)s
   ) few
 ) bounded
-WHERE coalesce(before, 0) < %(bytes)s ORDER BY position
+WHERE before < %(bytes)s ORDER BY position
 """
-"""The first stragglers, found by transaction (index outbox_event_xid): the range ends at `done_xid`, the
-transaction that wrote `done` down, because a later one cannot have drawn a position below its floor."""
+"""The first stragglers, found by transaction (index outbox_event_xid), however far back they are."""
+
+LAST_STRAGGLER = f"SELECT max(position) FROM ({_LATE}) late WHERE {_IS_STRAGGLER}"
+"""Where they end, when they do not fit into one chunk."""
 
 MANY_STRAGGLERS = f"""
 SELECT {NAMES} FROM (
-  SELECT *, sum(coalesce(octet_length(payload), 0)) OVER (ORDER BY position) - octet_length(payload) AS before
-  FROM (
-    SELECT {_STRAGGLER_COLUMNS} FROM outbox_event
-    WHERE position > %(low)s AND position <= %(done_floor)s
+  SELECT *, {_BEFORE} FROM (
+    SELECT {_COLUMNS} FROM outbox_event
+    WHERE position > %(low)s AND position <= %(last)s
       AND NOT pg_visible_in_snapshot(xid, %(done)s::pg_snapshot)
       AND pg_visible_in_snapshot(xid, %(next)s::pg_snapshot)
     ORDER BY position LIMIT %(limit)s
   ) many
 ) bounded
-WHERE coalesce(before, 0) < %(bytes)s ORDER BY position
+WHERE before < %(bytes)s ORDER BY position
 """
 """Further stragglers of a large late transaction, walked by position (index outbox_event_position): sorting
 all of them again for every chunk would be quadratic."""
 
 CHUNK = f"""
 SELECT {NAMES} FROM (
-  SELECT *, sum(coalesce(octet_length(payload), 0)) OVER (ORDER BY position) - octet_length(payload) AS before
-  FROM (
-    SELECT {_STRAGGLER_COLUMNS} FROM outbox_event
+  SELECT *, {_BEFORE} FROM (
+    SELECT {_COLUMNS} FROM outbox_event
     WHERE position > %(low)s AND position <= %(next_floor)s
       AND pg_visible_in_snapshot(xid, %(next)s::pg_snapshot)
     ORDER BY position LIMIT %(limit)s
   ) fresh
 ) bounded
-WHERE coalesce(before, 0) < %(bytes)s ORDER BY position
+WHERE before < %(bytes)s ORDER BY position
 """
 """Rows above `done`'s floor, by index outbox_event_position. A row with a position above the floor cannot
 have been visible to `done`, so only `next` is asked."""
@@ -80,8 +90,11 @@ class DeltaReader:
         self._rows = rows
         self._bytes = bytes_
 
-    def chunks(self, state: Progress) -> Iterator[list[Row]]:
-        """The rows of the planned delta above `state.low`, in position order, read one chunk ahead."""
+    def chunks(self, state: Progress) -> Generator[list[Row]]:
+        """The rows of the planned delta above `state.low`, in position order, read one chunk ahead.
+
+        Close it before the connection: a chunk may be on its way.
+        """
         with ThreadPoolExecutor(1, thread_name_prefix="outbox-read") as ahead:
             pages = self._pages(state)
             following = ahead.submit(next, pages, None)
@@ -102,17 +115,33 @@ class DeltaReader:
             "bytes": self._bytes,
             "low": state.low,
         }
-        statement = FEW_STRAGGLERS
-        while bound["low"] < state.done_floor and (chunk := self._fetch(statement, bound)):
-            yield chunk
-            bound["low"] = chunk[-1][POSITION]
-            statement = MANY_STRAGGLERS
+        if state.low < state.done_floor:
+            yield from self._stragglers(bound)
         bound["low"] = max(bound["low"], state.done_floor)
-        while chunk := self._fetch(CHUNK, bound):
-            yield chunk
-            bound["low"] = chunk[-1][POSITION]
+        yield from self._walk(CHUNK, bound, state.next_floor)
 
-    def _fetch(self, statement: str, bound: dict[str, Any]) -> list[Row]:
+    def _stragglers(self, bound: dict[str, Any]) -> Iterator[list[Row]]:
+        few = self._fetch(FEW_STRAGGLERS, bound)
+        if not few:
+            return
+        more = self._cut(few)
+        last = self._fetch(LAST_STRAGGLER, bound)[0][0] if more else 0
+        bound["low"] = few[-1][POSITION]
+        yield few
+        if more:
+            yield from self._walk(MANY_STRAGGLERS, bound | {"last": last}, last)
+
+    def _walk(self, statement: str, bound: dict[str, Any], last: int) -> Iterator[list[Row]]:
+        low, more = bound["low"], True
+        while more and low < last and (chunk := self._fetch(statement, bound | {"low": low})):
+            low, more = chunk[-1][POSITION], self._cut(chunk)
+            yield chunk
+
+    def _cut(self, chunk: list[Row]) -> bool:
+        """May more rows follow? A chunk that stayed below both bounds was the last."""
+        return len(chunk) >= self._rows or sum(len(r[PAYLOAD] or b"") for r in chunk) >= self._bytes
+
+    def _fetch(self, statement: str, bound: dict[str, Any]) -> list[Any]:
         try:
             return self._cursor.execute(statement, bound, prepare=self._prepare).fetchall()
         except psycopg.Error as error:
