@@ -16,7 +16,19 @@ log = logging.getLogger("relay")
 
 DRIVER_PREFIXES = ("postgresql+psycopg://", "postgres://")
 
-Connection = psycopg.Connection[TupleRow]
+
+class Connection(psycopg.Connection[TupleRow]):
+    """A connection that remembers the server's last warning of class 01000.
+
+    With it COMMIT "succeeds" although its wait for the synchronous standby was cancelled.
+    """
+
+    warned: str | None = None
+
+    def remember(self, diagnostic: psycopg.errors.Diagnostic) -> None:
+        if diagnostic.sqlstate == "01000":
+            self.warned = diagnostic.message_primary or "warning 01000"
+
 
 REFUSED_FOR_GOOD: dict[type[psycopg.Error], str] = {
     psycopg.errors.InvalidPassword: "check user and password in OUTBOX_DATABASE_URL",
@@ -53,6 +65,7 @@ class Database:
             prepare_threshold=5 if self.prepared else None,
         )
         try:
+            connection.add_notice_handler(connection.remember)
             _settle(connection)
         except BaseException:
             connection.close()
@@ -64,10 +77,14 @@ class Database:
 
 
 def open_plain(url: str, **options: Any) -> Connection:
-    """A connection that gives up within seconds; raises what `Database.connect` raises."""
+    """A connection that gives up within seconds; raises what `Database.connect` raises.
+
+    Texts arrive as UTF-8 whatever the database's encoding, for they go to the broker as they are.
+    """
     try:
-        return psycopg.connect(
+        return Connection.connect(
             plain_url(url),
+            client_encoding="UTF8",
             connect_timeout=5,
             keepalives_idle=10,
             keepalives_interval=5,
@@ -108,12 +125,16 @@ def execute(
     connection: Connection, query: str, parameters: dict[str, Any] | None = None
 ) -> psycopg.Cursor[TupleRow]:
     """Run one statement on its own; any failure that leaves its outcome open raises OutcomeUnknown."""
+    connection.warned = None
     try:
-        return connection.execute(
+        cursor = connection.execute(
             query.encode(), parameters, prepare=connection.prepare_threshold is not None
         )
     except psycopg.Error as error:
         raise failed(error) from error
+    if connection.warned is not None:
+        raise OutcomeUnknown(connection.warned)
+    return cursor
 
 
 _LACKING = (
@@ -127,6 +148,8 @@ _LACKING = (
 def failed(error: psycopg.Error) -> OutcomeUnknown | SchemaError:
     """What a failed statement means: the schema does not fit, or its outcome is open."""
     said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if "row-level security" in said:
+        return SchemaError(f"{said}; run: ALTER TABLE outbox_event DISABLE ROW LEVEL SECURITY")
     if isinstance(error, psycopg.errors.InsufficientPrivilege):
         return SchemaError(f"{said}; grant the relay's rights with: outbox-relay db roles --relay <role>")
     if isinstance(error, _LACKING):
@@ -150,19 +173,23 @@ def _explained(error: psycopg.OperationalError, url: str) -> Exception:
 
 SETTINGS = "SELECT name, setting FROM pg_settings WHERE name = ANY(%(names)s)"
 
-_PLANNER = ("jit", "enable_seqscan", "enable_bitmapscan", "plan_cache_mode", "row_security")
-
 
 def _settle(connection: Connection) -> None:
     """Make sure of the settings that `db roles` binds to the relay's role; set what is missing here.
 
-    A pooler may leak such a SET to another client, which is why the role should carry them.
+    A pooler may leak such a SET to another client, which is why the role should carry them. Time-outs that
+    somebody chose stay; warnings must arrive, for one of them says that a commit is not replicated.
     """
     if connection.execute("SELECT pg_is_in_recovery()").fetchone() == (True,):
         raise OutcomeUnknown(
             "this server is a standby, where running transactions look ended; waiting for the primary"
         )
-    found: dict[str, str] = dict(connection.execute(SETTINGS, {"names": list(_PLANNER)}).fetchall())
-    for name in _PLANNER:
-        if found.get(name) != roles.RELAY_SETTINGS[name]:
-            connection.execute("SELECT set_config(%s, %s, false)", (name, roles.RELAY_SETTINGS[name]))
+    names = [*roles.RELAY_SETTINGS, "client_min_messages"]
+    found: dict[str, str] = dict(connection.execute(SETTINGS, {"names": names}).fetchall())
+    wanted = dict(roles.RELAY_SETTINGS)
+    if found["client_min_messages"] == "error":
+        wanted["client_min_messages"] = "warning"
+    for name, value in wanted.items():
+        chosen = name.endswith("_timeout") and found[name] != "0"
+        if found[name] != value and not chosen:
+            connection.execute("SELECT set_config(%s, %s, false)", (name, value))

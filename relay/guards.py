@@ -17,15 +17,30 @@ SELECT (SELECT system_identifier FROM pg_control_system()),
             THEN ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END,
        (SELECT relrowsecurity FROM pg_class WHERE oid = 'outbox_event'::regclass),
        (SELECT seqcache FROM pg_sequence WHERE seqrelid = 'outbox_event_position_seq'::regclass),
-       pg_snapshot_xmax(pg_current_snapshot())::text::bigint
+       (SELECT string_agg(DISTINCT grantee::regrole::text, ', ') FROM (
+            SELECT acl.grantee FROM pg_attribute a, LATERAL aclexplode(a.attacl) acl
+            WHERE a.attrelid = 'outbox_event'::regclass AND a.attname IN ('xid', 'position', 'slot')
+              AND acl.privilege_type IN ('INSERT', 'UPDATE')
+            UNION ALL
+            SELECT acl.grantee FROM pg_class c, LATERAL aclexplode(c.relacl) acl
+            WHERE c.oid = 'outbox_event'::regclass AND acl.grantee <> c.relowner
+              AND acl.privilege_type IN ('INSERT', 'UPDATE', 'DELETE')) granted)
+"""
+
+COUNTERS = """
+SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint,
+       (SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM outbox_event_position_seq)
 """
 
 IDENTITY = "SELECT system_identifier, database_oid, timeline, kafka_cluster_id FROM outbox_identity"
 
 ADOPT_FIRST = """
 INSERT INTO outbox_identity (system_identifier, database_oid, timeline, kafka_cluster_id)
-VALUES (%(system)s, %(database)s, %(timeline)s, %(cluster)s) ON CONFLICT DO NOTHING
+VALUES (%(system)s, %(database)s, %(timeline)s, %(cluster)s)
+ON CONFLICT (only_row) DO UPDATE SET kafka_cluster_id = excluded.kafka_cluster_id
+WHERE outbox_identity.kafka_cluster_id IS NULL AND excluded.kafka_cluster_id IS NOT NULL
 """
+"""Write down where the first event is numbered; a broker that did not tell its name may do so later."""
 
 SET_TIMELINE = "UPDATE outbox_identity SET timeline = %(timeline)s"
 
@@ -41,7 +56,7 @@ class Surroundings:
     timeline: int | None
     row_security: bool
     sequence_cache: int
-    xmax: int
+    may_write_order: str | None
 
 
 def examine(connection: Connection, kafka_cluster_id: str | None) -> Surroundings:
@@ -69,24 +84,29 @@ def examine(connection: Connection, kafka_cluster_id: str | None) -> Surrounding
         raise SchemaError(
             f"outbox_shard holds shards {[s for (s,) in shards]}; this release runs exactly shard 0"
         )
+    if here.may_write_order is not None:
+        log.warning(
+            "%s may write xid, position or slot of outbox_event, or change its rows, which can lose events "
+            "or their order; grant what `outbox-relay db roles --application` prints instead",
+            here.may_write_order,
+        )
     _compare(connection, here, kafka_cluster_id)
     return here
 
 
 def _compare(connection: Connection, here: Surroundings, cluster: str | None) -> None:
+    database.execute(
+        connection,
+        ADOPT_FIRST,
+        {
+            "system": here.system_identifier,
+            "database": here.database_oid,
+            "timeline": here.timeline,
+            "cluster": cluster,
+        },
+    )
     known = database.execute(connection, IDENTITY).fetchone()
-    if known is None:
-        database.execute(
-            connection,
-            ADOPT_FIRST,
-            {
-                "system": here.system_identifier,
-                "database": here.database_oid,
-                "timeline": here.timeline,
-                "cluster": cluster,
-            },
-        )
-        return
+    assert known is not None
     system, oid, _, known_cluster = known
     if (system, oid) != (here.system_identifier, here.database_oid):
         raise GuardViolation(
@@ -102,12 +122,26 @@ def _compare(connection: Connection, here: Surroundings, cluster: str | None) ->
         )
 
 
-def compare_snapshot(here: Surroundings, state: Progress) -> None:
-    """Refuse a database whose transaction counter lies before what was acknowledged."""
-    if here.xmax < state.done.xmax:
+def compare_counters(connection: Connection, state: Progress) -> None:
+    """Refuse a database whose counters lie before what its own row says; ask after the claim, not before it.
+
+    Positions that go back (a sequence restarted by hand) would hide events below the floor.
+    """
+    row = database.execute(connection, COUNTERS).fetchone()
+    assert row is not None
+    xmax, floor = row
+    planned = state.next or state.done
+    if xmax < planned.xmax or xmax <= int(state.next_xid or state.done_xid):
         raise GuardViolation(
-            f"the transaction counter stands at {here.xmax}, but events up to {state.done.xmax} were "
-            "acknowledged: this database was restored from an older state"
+            f"the transaction counter stands at {xmax}, but events up to {planned.xmax} were "
+            "published: this database was restored from an older state"
+        )
+    known = max(state.done_floor, state.next_floor or 0)
+    if floor < known:
+        raise GuardViolation(
+            f"the sequence of outbox_event.position stands at {floor}, but {known} was published: it was "
+            f"restarted, and later events would be overlooked; stop the writers and run: "
+            f"SELECT setval('outbox_event_position_seq', {known})"
         )
 
 

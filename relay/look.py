@@ -18,8 +18,11 @@ _LOOK_COLUMNS = row.COLUMNS.replace(
 )
 
 LOOK = f"""
-SELECT -1::bigint, (SELECT last_value FROM outbox_event_position_seq), pg_current_snapshot()::text,
-       NULL, NULL::bytea, NULL, NULL, NULL, NULL, false
+SELECT -1::bigint,
+       (SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM outbox_event_position_seq),
+       CASE WHEN pg_current_xact_id_if_assigned() IS NULL AND NOT pg_is_in_recovery()
+            THEN pg_current_snapshot()::text END,
+       clock_timestamp()::text, NULL::bytea, pg_backend_pid()::text, NULL, NULL, NULL, false
 UNION ALL
 (SELECT {_LOOK_COLUMNS}, coalesce(octet_length(payload) > %(inline)s, false)
  FROM outbox_event WHERE xid >= pg_snapshot_xmax(%(done)s::pg_snapshot)
@@ -33,17 +36,24 @@ UNION ALL
 """All rows not seen by `done`, at most `limit` of either kind, behind a line with the snapshot and the floor.
 
 Index outbox_event_xid serves both branches; as one OR they would be a Seq Scan (0.1 ms against 45–200 ms).
-The snapshot is taken before the sequence is read, so no visible row has a position above the floor.
+The snapshot is taken before the sequence is read, so no visible row has a position above the floor. On a
+standby, or inside a transaction that writes, running transactions would look ended: there is no snapshot.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What one look saw. `rows` is the whole delta in position order, or None when it is too much to hold."""
+    """What one look saw. `rows` is the whole delta in position order, or None when it is too much to hold.
+
+    `at` is the server's clock and `backend` its process: what is planned from a look must reach the same
+    server without a crash in between.
+    """
 
     snapshot: Snapshot
     floor: int
     rows: list[Row] | None
+    at: str
+    backend: int
 
     @property
     def empty(self) -> bool:
@@ -59,20 +69,26 @@ class Looker:
         self._limit = limit
 
     def look(self, done: Snapshot) -> Look:
-        """Everything committed that `done` does not see."""
+        """Everything committed that `done` does not see. Raises OutcomeUnknown where nothing can be told."""
         parameters = {"done": done.text, "limit": self._limit + 1, "inline": INLINE_BYTES}
         try:
             self._cursor.execute(LOOK, parameters, prepare=self._prepare)
             found = self._cursor.fetchall()
         except psycopg.Error as error:
             raise failed(error) from error
-        (_, floor, snapshot, *_), rows = found[0], found[1:]
+        (_, floor, snapshot, at, _, backend, *_), rows = found[0], found[1:]
+        if snapshot is None:
+            raise OutcomeUnknown(
+                "the look ran on a standby or inside a writing transaction, where running transactions "
+                "look ended"
+            )
         now = Snapshot(snapshot.decode())
         if now.xmax < done.xmax:
             raise OutcomeUnknown(f"the transaction counter went back, from {done.xmax} to {now.xmax}")
-        if len(rows) > self._limit or any(large for *_, large in rows):
-            return Look(now, floor, None)
-        return Look(now, floor, cast(list[Row], sorted([r[:-1] for r in rows], key=_position)))
+        whole: list[Row] | None = None
+        if len(rows) <= self._limit and not any(large for *_, large in rows):
+            whole = cast(list[Row], sorted([r[:-1] for r in rows], key=_position))
+        return Look(now, floor, whole, at.decode(), int(backend))
 
 
 def _position(found: tuple[int, ...]) -> int:

@@ -8,11 +8,10 @@ there is one way on: a new connection, `claim`, believe the row.
 from dataclasses import dataclass
 from typing import Any
 
-import psycopg
-
 from outbox.errors import Fenced, SchemaError
 from relay import database
-from relay.database import Connection, OutcomeUnknown
+from relay.database import Connection
+from relay.look import Look
 from relay.snapshot import Snapshot
 
 _ROW = (
@@ -25,6 +24,13 @@ _ROW = (
 _FLUSHED = "set_config('synchronous_commit', 'on', true) = 'on'"
 # May be lost by a crash: then the same events go out again under the same numbers.
 _UNFLUSHED = "set_config('synchronous_commit', 'off', true) = 'off'"
+
+# A snapshot is worth something only on the server that took it, and only until that server crashes: then
+# transaction ids whose commits were not flushed are handed out again. A pooler may swap the server's process
+# behind an open connection, so the one that plans must be the one that looked, or have been there before it.
+_UNBROKEN = """pg_current_xact_id() >= pg_snapshot_xmax(%(next)s::pg_snapshot)
+  AND (pg_backend_pid() = %(backend)s
+       OR (SELECT backend_start FROM pg_stat_get_activity(pg_backend_pid())) < %(at)s::timestamptz)"""
 
 # Numbers follow the clock so that they never go back, not even after a fail-over that lost some.
 _NEXT_DELTA = "greatest(delta + 1, (extract(epoch FROM clock_timestamp()) * 1000)::bigint)"
@@ -40,6 +46,7 @@ PLAN = f"""
 UPDATE outbox_shard
 SET next = %(next)s, next_floor = %(floor)s, next_xid = pg_current_xact_id(), low = 0, delta = {_NEXT_DELTA}
 WHERE {{where}} AND epoch = %(epoch)s AND delta = %(delta)s AND next IS NULL AND {_FLUSHED}
+  AND {_UNBROKEN}
 RETURNING {_ROW}
 """
 """Decide what the next delta is, durably, before its first byte is sent."""
@@ -49,6 +56,7 @@ UPDATE outbox_shard
 SET done = next, done_floor = next_floor, done_xid = next_xid,
     next = %(next)s, next_floor = %(floor)s, next_xid = pg_current_xact_id(), low = 0, delta = {_NEXT_DELTA}
 WHERE {{where}} AND epoch = %(epoch)s AND delta = %(delta)s AND next IS NOT NULL AND {_FLUSHED}
+  AND {_UNBROKEN}
 RETURNING {_ROW}
 """
 """The whole delta is acknowledged; plan the following one in the same flush."""
@@ -64,7 +72,7 @@ RETURNING {_ROW}
 
 MARK_LOW = f"""
 UPDATE outbox_shard SET low = %(low)s
-WHERE {{where}} AND epoch = %(epoch)s AND delta = %(delta)s AND next IS NOT NULL AND low < %(low)s
+WHERE {{where}} AND epoch = %(epoch)s AND delta = %(delta)s AND next IS NOT NULL AND low <= %(low)s
   AND {_UNFLUSHED}
 RETURNING {_ROW}
 """
@@ -74,6 +82,7 @@ ADVANCE = f"""
 UPDATE outbox_shard
 SET done = %(next)s, done_floor = %(floor)s, done_xid = pg_current_xact_id()
 WHERE {{where}} AND epoch = %(epoch)s AND delta = %(delta)s AND next IS NULL AND {_FLUSHED}
+  AND {_UNBROKEN}
 RETURNING {_ROW}
 """
 """A look found nothing new: start the next look from its snapshot."""
@@ -125,8 +134,6 @@ class ShardRow:
     def __init__(self, connection: Connection, shard: int) -> None:
         self._connection = connection
         self._shard = shard
-        self._warned: str | None = None
-        connection.add_notice_handler(self._notice)
 
     def claim(self) -> Progress:
         row = self._run(CLAIM, {"shard": self._shard})
@@ -134,11 +141,11 @@ class ShardRow:
             raise SchemaError(f"shard {self._shard} has no row in outbox_shard; restore it from a backup")
         return row
 
-    def plan(self, state: Progress, look: Snapshot, floor: int) -> Progress:
-        return self._move(PLAN, state, next=look.text, floor=floor)
+    def plan(self, state: Progress, look: Look) -> Progress:
+        return self._move(PLAN, state, **_seen(look))
 
-    def confirm_and_plan(self, state: Progress, look: Snapshot, floor: int) -> Progress:
-        return self._move(CONFIRM_AND_PLAN, state, next=look.text, floor=floor)
+    def confirm_and_plan(self, state: Progress, look: Look) -> Progress:
+        return self._move(CONFIRM_AND_PLAN, state, **_seen(look))
 
     def confirm(self, state: Progress) -> Progress:
         return self._move(CONFIRM, state)
@@ -146,8 +153,8 @@ class ShardRow:
     def mark_low(self, state: Progress, low: int) -> Progress:
         return self._move(MARK_LOW, state, low=low)
 
-    def advance(self, state: Progress, look: Snapshot, floor: int) -> Progress:
-        return self._move(ADVANCE, state, next=look.text, floor=floor)
+    def advance(self, state: Progress, look: Look) -> Progress:
+        return self._move(ADVANCE, state, **_seen(look))
 
     def new_source(self, state: Progress) -> Progress:
         return self._move(NEW_SOURCE, state)
@@ -160,38 +167,21 @@ class ShardRow:
                 return moved
         raise Fenced(
             f"shard {state.shard}: epoch {state.epoch}, delta {state.delta} is no longer current; "
-            "another relay claimed it, nothing was changed"
+            "another relay claimed it, or the server was replaced in between; nothing was changed"
         )
 
     def _run(self, statement: str, values: dict[str, Any]) -> Progress | None:
-        self._warned = None
         row = database.execute(self._connection, statement, values).fetchone()
-        if self._warned is not None:
-            # COMMIT "succeeded" although its wait for the synchronous standby was cancelled.
-            raise OutcomeUnknown(self._warned)
         return None if row is None else _progress(row)
 
-    def _notice(self, diagnostic: psycopg.errors.Diagnostic) -> None:
-        if diagnostic.sqlstate == "01000":
-            self._warned = diagnostic.message_primary or "warning 01000"
+
+def _seen(look: Look) -> dict[str, Any]:
+    return {"next": look.snapshot.text, "floor": look.floor, "at": look.at, "backend": look.backend}
 
 
 def _progress(row: tuple[Any, ...]) -> Progress:
-    (
-        ctid,
-        shard,
-        source,
-        generation,
-        epoch,
-        delta,
-        done,
-        floor,
-        xid,
-        following,
-        next_floor,
-        next_xid,
-        low,
-    ) = row
+    (ctid, shard, source, generation, epoch, delta, done, floor, xid, *planned, low) = row
+    following, next_floor, next_xid = planned
     return Progress(
         ctid=ctid,
         shard=shard,

@@ -3,8 +3,9 @@
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator
+from contextlib import closing
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import takewhile
 from typing import Any
@@ -19,7 +20,7 @@ from relay.database import Connection, Database, OutcomeUnknown
 from relay.lease import Lease
 from relay.look import Look, Looker
 from relay.loop import Complaint
-from relay.producers import Abandoned, Chunk, Interrupted, Producer, Refused, address
+from relay.producers import Abandoned, Chunk, Interrupted, Producer, Refused, Target, address
 from relay.progress import Progress, ShardRow
 from relay.reader import DeltaReader
 from relay.row import POSITION, TOPIC, Row
@@ -36,7 +37,11 @@ CONFIRM_AFTER = 0.02
 MANY_RUNNING = 32
 """Transactions running at the last snapshot from which every look has to probe noticeably long."""
 
+SLOW_LOOK = 0.01
+"""Seconds that a look may take; a slow one that finds nothing walks rows of open transactions each time."""
+
 ADVANCE_EVERY = 1.0
+EXAMINE_EVERY = 3600.0
 TOPICS_EVERY = 60.0
 
 TROUBLED = 1.0
@@ -70,6 +75,7 @@ class _Held:
     busy_at: float = 0.0
     advanced_at: float = 0.0
     topics_at: float = 0.0
+    examined_at: float = field(default_factory=time.monotonic)
 
 
 class Shard:
@@ -170,7 +176,7 @@ class Shard:
             row = ShardRow(connection, self._config.shard)
             state = row.claim()
             hooks.fire("relay.claimed", shard=state.shard, epoch=state.epoch)
-            guards.compare_snapshot(here, state)
+            guards.compare_counters(connection, state)
             topics = Topics(connection, producer)
             topics.load(state)
         except BaseException:
@@ -199,34 +205,39 @@ class Shard:
                 self._confirm(held)
             held.state = guards.after_fail_over(held.connections[0], held.surroundings, held.row, held.state)
             held.surroundings = None
+        began = time.monotonic()
+        if began - held.examined_at >= EXAMINE_EVERY:
+            guards.examine(held.connections[0], None)
+            held.examined_at = began
         look = held.looker.look(held.state.next or held.state.done)
         if look.empty:
-            return Did(0, self._idle(held, look))
+            return Did(0, self._idle(held, look, slow=time.monotonic() - began > SLOW_LOOK))
         move = held.row.confirm_and_plan if held.sent else held.row.plan
-        held.state, held.sent = move(held.state, look.snapshot, look.floor), False
+        held.state, held.sent = move(held.state, look), False
         hooks.fire("relay.planned", shard=held.state.shard, delta=held.state.delta)
-        pages = held.reader.chunks(held.state) if look.rows is None else iter([look.rows])
+        pages = held.reader.chunks(held.state) if look.rows is None else _page(look.rows)
         published = self._send(held, pages)
         held.busy_at = time.monotonic()
         return Did(published, 0.0 if look.rows is None else self._config.poll_busy.total_seconds())
 
-    def _send(self, held: _Held, pages: Iterable[list[Row]]) -> int:
+    def _send(self, held: _Held, pages: Generator[list[Row]]) -> int:
         """Deliver the planned delta above `low`. Sets `held.sent` once every row is acknowledged."""
         outgoing = _Outgoing(held, pages, self._stopping)
         marked_at = time.monotonic()
-        for low in held.producer.deliver(outgoing.chunks(), self._alive):
-            hooks.fire("relay.acknowledged", shard=held.state.shard, low=low)
-            if time.monotonic() - marked_at < LOW_EVERY:
-                held.state = dataclasses.replace(held.state, low=low)
-            else:
-                held.state = held.row.mark_low(held.state, low)
-                marked_at = time.monotonic()
+        with closing(outgoing.chunks()) as chunks:
+            for low in held.producer.deliver(chunks, self._alive):
+                hooks.fire("relay.acknowledged", shard=held.state.shard, low=low)
+                if time.monotonic() - marked_at < LOW_EVERY:
+                    held.state = dataclasses.replace(held.state, low=low)
+                else:
+                    held.state = held.row.mark_low(held.state, low)
+                    marked_at = time.monotonic()
         if outgoing.missing is not None:
             raise outgoing.missing
         held.sent = outgoing.complete
         return outgoing.rows
 
-    def _idle(self, held: _Held, look: Look) -> float:
+    def _idle(self, held: _Held, look: Look, *, slow: bool) -> float:
         """Nothing is new: do what was put off, then rest the longer the quieter it is."""
         now = time.monotonic()
         quiet = now - held.busy_at
@@ -238,14 +249,12 @@ class Shard:
             held.topics.refresh(held.state)
             held.topics_at = now
         elif (
-            len(done.running) > MANY_RUNNING
-            and done.running - look.snapshot.running
-            and now - held.advanced_at >= ADVANCE_EVERY
-        ):
-            held.state = held.row.advance(held.state, look.snapshot, look.floor)
+            slow or (len(done.running) > MANY_RUNNING and done.running - look.snapshot.running)
+        ) and now - held.advanced_at >= ADVANCE_EVERY:
+            held.state = held.row.advance(held.state, look)
             held.advanced_at = now
-        fast, slow = self._config.poll_busy.total_seconds(), self._config.poll_idle.total_seconds()
-        return min(slow, max(fast, quiet / 5))
+        shortest, longest = self._config.poll_busy.total_seconds(), self._config.poll_idle.total_seconds()
+        return min(longest, max(shortest, quiet / 5))
 
     def _confirm(self, held: _Held) -> None:
         held.state, held.sent = held.row.confirm(held.state), False
@@ -272,7 +281,7 @@ class Shard:
 class _Outgoing:
     """The rows of one delta with their targets; ends early at a topic that does not exist, or to stop."""
 
-    def __init__(self, held: _Held, pages: Iterable[list[Row]], stopping: Callable[[], bool]) -> None:
+    def __init__(self, held: _Held, pages: Generator[list[Row]], stopping: Callable[[], bool]) -> None:
         self._held = held
         self._pages = pages
         self._stopping = stopping
@@ -280,25 +289,36 @@ class _Outgoing:
         self.complete = False
         self.missing: UnknownTopic | None = None
 
-    def chunks(self) -> Iterator[Chunk]:
-        topics, state = self._held.topics, self._held.state
-        for page in self._pages:
-            if self._stopping():
-                return
-            rows = page
-            try:
-                targets = list(address(rows, lambda topic: topics.resolve(state, topic)))
-            except UnknownTopic as missing:
-                self.missing = missing
-                rows = [*takewhile(partial(_goes_elsewhere, missing.topic.encode()), page)]
-                targets = list(address(rows, lambda topic: topics.resolve(state, topic)))
-            if rows:
-                hooks.fire("relay.sending", shard=state.shard, rows=len(rows), last=rows[-1][POSITION])
-                self.rows += len(rows)
-                yield Chunk(state.stream, rows, targets)
-            if self.missing is not None:
-                return
-        self.complete = True
+    def chunks(self) -> Generator[Chunk]:
+        """Close it to end the reading too, before the connection is closed."""
+        with closing(self._pages) as pages:
+            for page in pages:
+                if self._stopping():
+                    return
+                rows, targets = self._address(page)
+                if rows:
+                    hooks.fire(
+                        "relay.sending", shard=self._held.state.shard, rows=len(rows), last=rows[-1][POSITION]
+                    )
+                    self.rows += len(rows)
+                    yield Chunk(self._held.state.stream, rows, targets)
+                if self.missing is not None:
+                    return
+            self.complete = True
+
+    def _address(self, page: list[Row]) -> tuple[list[Row], list[Target]]:
+        """The rows in front of the first whose topic is missing, and where each goes."""
+        resolve = partial(self._held.topics.resolve, self._held.state)
+        try:
+            return page, list(address(page, resolve))
+        except UnknownTopic as missing:
+            self.missing = missing
+            rows = [*takewhile(partial(_goes_elsewhere, missing.topic.encode()), page)]
+            return rows, list(address(rows, resolve))
+
+
+def _page(rows: list[Row]) -> Generator[list[Row]]:
+    yield rows
 
 
 def _goes_elsewhere(topic: bytes, row: Row) -> bool:

@@ -27,14 +27,15 @@ RETURNING partitions
 """Write a count down once; a count that is there already wins. Fenced by the shard's epoch."""
 
 GROW = """
+WITH mine AS (
+    SELECT shard FROM outbox_shard WHERE shard = %(shard)s AND epoch = %(epoch)s AND next IS NULL
+    AND set_config('synchronous_commit', 'on', true) = 'on' FOR UPDATE)
 UPDATE outbox_topic t SET partitions = %(partitions)s
-FROM outbox_shard s
-WHERE s.shard = %(shard)s AND s.epoch = %(epoch)s AND s.next IS NULL
-  AND t.shard = s.shard AND t.topic = %(topic)s
-  AND set_config('synchronous_commit', 'on', true) = 'on'
+FROM mine WHERE t.shard = mine.shard AND t.topic = %(topic)s
 RETURNING t.partitions
 """
-"""Take over a changed count, between deltas only."""
+"""Take over a changed count, between deltas only. The lock makes a claim wait, so that a successor cannot
+plan with the old count what a later one would repeat with the new."""
 
 
 class Metadata(Protocol):
