@@ -19,9 +19,13 @@ PAYLOAD: Final = 4
 ID: Final = 5
 TYPE: Final = 6
 
-COLUMNS = """position, (date_part('epoch', occurred_at) * 1000)::bigint AS ms,
+COLUMNS = """position,
+    CASE WHEN isfinite(occurred_at)
+         THEN greatest((date_part('epoch', occurred_at) * 1000)::bigint, 1) ELSE 1 END AS ms,
     coalesce(topic, 'outbox.event.' || aggregatetype) AS topic, aggregateid AS key, payload,
     id::text AS id, type, headers::text AS headers, traceparent"""
+
+# Kafka knows no time before 1970 and librdkafka takes 0 for "now", which would differ in a repeat.
 
 NAMES = "position, ms, topic, key, payload, id, type, headers, traceparent"
 
