@@ -3,6 +3,12 @@
 A point is a dotted name with a few facts. It is fired once per transaction, chunk or batch, never per
 row, and costs one tuple test while nobody listens. Observers run in the thread that does the work; what
 they raise reaches that work, so an observer that must not disturb has to catch its own errors.
+
+What services pass on the writing side:
+
+    outbox.opened   pending=   a transaction emitted its first event; `pending.rows` follows it
+    outbox.written  count=     its events are inserted, its COMMIT comes next
+    outbox.retried  function=, attempt=   a transaction is about to run again, for its timing alone
 """
 
 from collections.abc import Callable

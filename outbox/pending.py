@@ -10,7 +10,7 @@ one transaction into another.
 """
 
 import threading
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import NestedTransaction, RootTransaction
@@ -50,6 +50,7 @@ class Pending:
 
 
 _pending: WeakKeyDictionary[RootTransaction, Pending] = WeakKeyDictionary()
+_listening: WeakSet[Engine] = WeakSet()
 _lock = threading.Lock()
 
 
@@ -125,13 +126,13 @@ def write(connection: Connection, pending: Pending) -> None:
 
 def _listen(engine: Engine) -> None:
     """Register once per engine, when it first emits: engines that never do pay nothing."""
-    if event.contains(engine, "commit", _on_commit):
+    if engine in _listening:
         return
     with _lock:
-        if event.contains(engine, "commit", _on_commit):
-            return
-        for name, listener in _LISTENERS.items():
-            event.listen(engine, name, listener)
+        if engine not in _listening:
+            for name, listener in _LISTENERS.items():
+                event.listen(engine, name, listener)
+            _listening.add(engine)
 
 
 def _on_commit(connection: Connection) -> None:
@@ -168,5 +169,5 @@ _LISTENERS = {
     "rollback_savepoint": _on_rollback_savepoint,
     "prepare_twophase": _on_prepare,
     "commit_twophase": _on_commit_twophase,
-    "commit": _on_commit,  # last: its presence says that all are there
+    "commit": _on_commit,
 }

@@ -90,7 +90,7 @@ def check(
         if size <= max_record_bytes:
             return
         fault = (
-            f"the record has {size:,} bytes (key, payload and headers) and the limit is {max_record_bytes:,}. "
+            f"the record has {size:,} bytes (key, payload, headers) and the limit is {max_record_bytes:,}. "
             "Keep large data elsewhere and send a reference, or raise the topic's max.message.bytes and the "
             "Outbox's max_record_bytes together"
         )

@@ -162,7 +162,7 @@ consumer_offset = Table(
 
 outbox_schema = Table("outbox_schema", metadata, Column("version", Integer, nullable=False))
 
-_LEAVES = frozenset(ring.leaf(slot) for slot in range(ring.LEAVES))
+_HIDDEN = frozenset({"outbox_alembic_version", *(ring.leaf(slot) for slot in range(ring.LEAVES))})
 
 
 def attach(target: MetaData) -> None:
@@ -172,5 +172,5 @@ def attach(target: MetaData) -> None:
 
 
 def include_name(name: str | None, type_: str, _parents: MutableMapping[Any, str | None]) -> bool:
-    """For Alembic's `include_name`: the ring's leaves belong to their parent."""
-    return not (type_ == "table" and name in _LEAVES)
+    """For Alembic's `include_name`: the ring's leaves belong to their parent, our version table to nobody."""
+    return not (type_ == "table" and name in _HIDDEN)
