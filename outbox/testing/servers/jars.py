@@ -79,6 +79,7 @@ def _download() -> list[Path]:
             text=True,
             check=False,
             timeout=600,
+            env={**os.environ, "MAVEN_OPTS": f"{os.environ.get('MAVEN_OPTS', '')} -XX:-UsePerfData".strip()},
         )
         if done.returncode != 0:
             raise ServerFailed(

