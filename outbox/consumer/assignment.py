@@ -68,12 +68,11 @@ class Assignment:
         partition.stop(reason)
         self.pause(partition)
         log.error(
-            "group %s stopped %s[%s] at offset %s: %s. "
-            "Nothing was skipped; mend the cause and restart the consumer",
+            "group %s stopped %s[%s]%s: %s. Nothing was skipped; mend the cause and restart the consumer",
             self._group,
             partition.topic,
             partition.number,
-            partition.expected,
+            "" if partition.claim is None else f" at offset {partition.expected}",
             reason.rstrip("."),
         )
         hooks.fire(

@@ -142,7 +142,7 @@ class Member:
                     topic=p.topic,
                     partition=p.number,
                     status=p.status,
-                    next_offset=p.expected,
+                    next_offset=None if p.claim is None else p.expected,
                     reason=p.reason,
                 )
                 for p in self._assignment.partitions.copy().values()
@@ -180,6 +180,7 @@ class Member:
         ready = []
         for partition in self._assignment.partitions.values():
             if partition.runnable(now):
+                partition.hear(now)
                 partition.rounds += 1
                 if drained or len(partition.polled) >= size or partition.rounds >= PATIENCE:
                     ready.append(partition)

@@ -1,4 +1,4 @@
-"""Deliberately wrong consumers: each takes away one guarantee, so that its test is known to be able to fail."""
+"""Deliberately wrong consumers: each lacks one guarantee, so that its test is known to be able to fail."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -76,7 +76,7 @@ def waits_for_ever(patch: pytest.MonkeyPatch) -> None:
     def nothing(_self: release.Release) -> None:
         return None
 
-    patch.setattr(release.Release, "_terminate", nothing)
+    patch.setattr(release.Release, "_look", nothing)
 
 
 def repeats_unknown(patch: pytest.MonkeyPatch) -> None:

@@ -114,7 +114,7 @@ class Stage:
     def send(
         self, count: int, *, partition: int | None = None, source: str = "s", generation: int = 1
     ) -> None:
-        """`count` records, spread over the partitions unless one is named, each with its place in the stream."""
+        """`count` records, spread over the partitions unless one is named, each with its place."""
         for n in range(count):
             where = n % self.partitions if partition is None else partition
             self._sent[where] += 1
@@ -133,7 +133,7 @@ class Stage:
         topic: str | None = None,
     ) -> None:
         """One record; `flush` afterwards."""
-        headers: list[tuple[str, bytes]] = []
+        headers: list[tuple[str, str | bytes | None]] = []
         if type_ is not None:
             headers.append(("type", type_.encode()))
         if seq is not None:

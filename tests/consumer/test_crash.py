@@ -65,6 +65,12 @@ def own_stage(own_postgres: PostgresServer, kafka: KafkaServer, topic: TopicFact
 TERMINATE = text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
 
 
+TERMINATE_IDLE = text("""
+SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+WHERE datname = current_database() AND state = 'idle in transaction' AND pid <> pg_backend_pid()
+""")
+
+
 def committed_but_unknown(stage: Stage, server: PostgresServer, seen: Witness) -> None:
     """COMMIT waits for a standby that is not there; its connection is terminated: done, but no answer."""
     armed = [True]
@@ -110,14 +116,7 @@ def test_a_commit_that_did_not_happen_is_done_again(stage: Stage, seen: Witness)
     def terminate(_facts: dict[str, Any]) -> None:
         if len(killed) < 3:
             with stage.engine.connect() as connection:
-                killed.append(
-                    connection.execute(
-                        text(
-                            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE "
-                            "datname = current_database() AND state = 'idle in transaction' AND pid <> pg_backend_pid()"
-                        )
-                    ).scalar_one()
-                )
+                killed.append(connection.execute(TERMINATE_IDLE).scalar_one())
 
     seen.at("consumer.batch.before_commit", terminate)
     stage.send(60)

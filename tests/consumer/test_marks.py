@@ -17,7 +17,7 @@ Log = list[tuple[int, Seq]]
 
 
 class Shard:
-    """The stream of one shard: its rows in order, each bound for one partition, and the sessions that send it."""
+    """The stream of one shard: rows in order, each bound for one partition, and the sessions that send it."""
 
     def __init__(self, random: Random, source: str, generation: int, shard: int, epoch: int) -> None:
         self._random = random

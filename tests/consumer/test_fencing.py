@@ -1,0 +1,211 @@
+"""A consumer that stalls and wakes can do no harm, and nobody waits for it."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from outbox.consumer.claim import Claimer
+from outbox.consumer.identity import TopicIdentity
+from tests.consumer import broken
+from tests.consumer.conftest import StageFactory
+from tests.consumer.stage import PROTOCOLS, Stage, Witness, eventually, running
+
+LOCK = "UPDATE consumer_offset SET next_offset = next_offset WHERE topic = :t"
+
+SHORT = {"session.timeout.ms": 3000, "heartbeat.interval.ms": 300, "max.poll.interval.ms": 3000}
+
+
+@pytest.fixture
+def processes() -> Iterator[list[subprocess.Popen[str]]]:
+    """Whoever is appended is ended after the test, frozen or not."""
+    started: list[subprocess.Popen[str]] = []
+    yield started
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.wait(10)
+
+
+def await_frozen(process: subprocess.Popen[str]) -> None:
+    """Until it has stopped itself."""
+
+    def stopped() -> bool:
+        pid, _ = os.waitpid(process.pid, os.WUNTRACED | os.WNOHANG)
+        return pid == process.pid
+
+    eventually(stopped, within=40, what="the freeze")
+
+
+def one_freezes_another_takes_over(
+    stage: Stage, processes: list[subprocess.Popen[str]], point: str, **orders: Any
+) -> None:
+    """The first owner is frozen at `point` past its session, the second goes on, the first wakes."""
+    stage.send(60)
+    sleeper = stage.process(at=point, count=3, do="freeze", settings={"batch_size": 5}, **orders)
+    processes.append(sleeper)
+    await_frozen(sleeper)
+    before = len(stage.effects())
+    with running(stage.recorder(orders.get("kafka"))):
+        eventually(lambda: len(stage.effects()) >= before + 30, within=40)
+        sleeper.send_signal(signal.SIGCONT)
+        stage.send(60)
+        stage.wait(within=40)
+        # Its partitions go on, whoever owns them now.
+        stage.send(30)
+        stage.wait(within=40)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", ["consumer.polled", "consumer.batch.begin", "consumer.batch.advanced"])
+def test_a_sleeper_that_wakes_is_fenced_by_the_row(
+    build: StageFactory, processes: list[subprocess.Popen[str]], point: str
+) -> None:
+    stage = build(partitions=1)
+    one_freezes_another_takes_over(stage, processes, point, kafka=SHORT)
+    assert stage.faults() == []
+
+
+@pytest.mark.slow
+def test_without_the_comparison_the_sleeper_does_harm(
+    build: StageFactory, processes: list[subprocess.Popen[str]]
+) -> None:
+    stage = build(partitions=1)
+    one_freezes_another_takes_over(
+        stage, processes, "consumer.batch.begin", kafka=SHORT, **{"break": "no_comparison"}
+    )
+    assert stage.faults() != []
+
+
+@pytest.mark.parametrize("protocol", ["cooperative", "kip848"])
+def test_an_owner_frozen_in_its_transaction_blocks_the_next_claim_only_for_the_bound(
+    build: StageFactory, seen: Witness, protocol: str
+) -> None:
+    stage = build(partitions=1)
+    stage.send(20)
+    with stage.engine.connect() as frozen:
+        # An owner that locked the row and will neither commit nor roll back.
+        with running(stage.recorder(PROTOCOLS[protocol])):
+            stage.wait()
+        frozen.execute(text(LOCK), {"t": stage.topic})
+        stage.send(20)
+        with running(stage.recorder(PROTOCOLS[protocol])):
+            facts = seen.wait("consumer.blocker_terminated", within=20)
+            stage.wait(within=10)
+        assert facts["terminated"]
+        frozen.invalidate()
+    assert stage.faults() == []
+
+
+def test_a_claim_that_leaves_its_blocker_alone_stands_still(build: StageFactory, seen: Witness) -> None:
+    stage = build(partitions=1)
+    stage.send(20)
+    with running(stage.recorder()):
+        stage.wait()
+    with stage.engine.connect() as frozen, broken.variant(broken.waits_for_ever):
+        frozen.execute(text(LOCK), {"t": stage.topic})
+        stage.send(20)
+        with running(stage.recorder()):
+            seen.wait("consumer.assigned", count=2, within=20)
+            assert len(stage.effects()) == 20
+            frozen.rollback()
+            stage.wait()
+
+
+def test_a_claim_does_not_end_a_migration_that_locks_the_table(build: StageFactory, seen: Witness) -> None:
+    stage = build(partitions=1)
+    stage.send(20)
+    with stage.engine.connect() as migration:
+        with running(stage.recorder()):
+            stage.wait()
+        migration.execute(text("LOCK TABLE consumer_offset IN ACCESS EXCLUSIVE MODE"))
+        stage.send(20)
+        with running(stage.recorder()):
+            seen.wait("consumer.assigned", count=2, within=20)
+            assert seen.all("consumer.blocker_terminated") == []
+            migration.execute(text("SELECT 1"))
+            migration.rollback()
+            stage.wait()
+    assert stage.faults() == []
+
+
+LATE_CLAIM = """
+UPDATE consumer_offset SET owner_epoch = owner_epoch + 1, owner = 'a zombie' WHERE topic = :topic
+"""
+
+
+@pytest.mark.parametrize("protocol", ["cooperative", "kip848", "eager"])
+def test_the_right_owner_claims_back_what_a_late_claim_took(
+    build: StageFactory, seen: Witness, protocol: str
+) -> None:
+    stage = build(partitions=1)
+    stage.send(20)
+    with running(stage.recorder(PROTOCOLS[protocol])):
+        stage.wait()
+        for _ in range(2):
+            stage.sql(LATE_CLAIM, topic=stage.topic)
+            stage.send(20)
+            stage.wait(within=10)
+    assert len(seen.all("consumer.fenced")) == 2
+    assert stage.faults() == []
+
+
+def test_a_batch_polled_before_a_claim_changes_nothing_after_it(build: StageFactory, seen: Witness) -> None:
+    stage = build(partitions=1)
+    stage.send(20)
+    stole: list[bool] = []
+
+    def steal(_facts: dict[str, Any]) -> None:
+        if not stole:
+            stole.append(True)
+            stage.sql(LATE_CLAIM, topic=stage.topic)
+
+    seen.at("consumer.batch.begin", steal)
+    with running(stage.recorder()):
+        stage.wait()
+    assert stage.faults() == []
+    assert len(seen.all("consumer.fenced")) == 1
+
+
+def test_without_the_epoch_a_fenced_batch_goes_through(build: StageFactory, seen: Witness) -> None:
+    stage = build(partitions=1)
+    stage.send(20)
+    stole: list[bool] = []
+
+    def steal(_facts: dict[str, Any]) -> None:
+        if not stole:
+            stole.append(True)
+            stage.sql(LATE_CLAIM, topic=stage.topic)
+
+    seen.at("consumer.batch.begin", steal)
+    with broken.variant(broken.no_epoch), running(stage.recorder()):
+        stage.wait()
+    assert seen.all("consumer.fenced") == []
+
+
+def test_claims_wait_in_line_without_ending_each_other(build: StageFactory, seen: Witness) -> None:
+    stage = build(partitions=1)
+    stage.send(1)
+    with running(stage.recorder()):
+        stage.wait()
+    claimer = Claimer(
+        engine=stage.engine, group=stage.group, owner="test", patience=timedelta(milliseconds=300)
+    )
+
+    def claim(_: int) -> int:
+        return claimer.claim(stage.topic, 0, TopicIdentity(None, None), lambda: 0).epoch
+
+    with stage.engine.connect() as frozen, ThreadPoolExecutor(3) as pool:
+        frozen.execute(text(LOCK), {"t": stage.topic})
+        pid = frozen.execute(text("SELECT pg_backend_pid()")).scalar_one()
+        epochs = list(pool.map(claim, range(3)))
+        frozen.invalidate()
+    assert sorted(epochs) == [2, 3, 4]
+    seen.wait("consumer.blocker_terminated")
+    assert {facts["pid"] for facts in seen.all("consumer.blocker_terminated")} == {pid}
