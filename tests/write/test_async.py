@@ -1,0 +1,154 @@
+"""The async twins promise what the plain ones promise."""
+
+from uuid import UUID
+
+import pytest
+from sqlalchemy import Engine, text
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_scoped_session, async_sessionmaker
+
+from outbox import AsyncOutbox, ConfigurationError, NoTransaction, emit
+from tests.write.orders import Zone, place, published, step, steps
+
+pytestmark = pytest.mark.anyio
+
+
+class Abort(Exception):
+    """Raised by a test to roll back."""
+
+
+@pytest.fixture
+def sessions(async_engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:  # type: ignore[override]
+    return async_sessionmaker(async_engine)
+
+
+@pytest.fixture
+def outbox(sessions: async_sessionmaker[AsyncSession]) -> AsyncOutbox:
+    return AsyncOutbox(sessions)
+
+
+async def test_a_service_function_is_a_transaction(engine: Engine, outbox: AsyncOutbox) -> None:
+    @outbox.transaction
+    async def place_order(session: AsyncSession, total: str) -> UUID:
+        order, placed = place(total)
+        session.add(order)
+        await outbox.emit(session, placed)
+        if total == "0":
+            raise Abort
+        return order.id
+
+    order_id = await place_order("9.90")
+    with pytest.raises(Abort):
+        await place_order("0")
+    (event,) = published(engine)
+    assert event.order_id == order_id  # type: ignore[attr-defined]
+
+
+async def test_it_joins_an_open_transaction(engine: Engine, outbox: AsyncOutbox) -> None:
+    @outbox.transaction
+    async def take(session: AsyncSession, number: int) -> None:
+        await outbox.emit(session, step(number))
+
+    async with outbox.sessions.begin() as session:
+        await take(1, session=session)
+        assert steps(engine) == []
+        with pytest.raises(Abort):
+            async with session.begin_nested():
+                await take(2, session=session)
+                raise Abort
+    assert steps(engine) == [1]
+    async with outbox.sessions() as session:
+        with pytest.raises(NoTransaction, match="has no open transaction"):
+            await take(3, session=session)
+
+
+async def test_savepoints_and_emit_order(engine: Engine, sessions: async_sessionmaker[AsyncSession]) -> None:
+    async with sessions.begin() as session:
+        for number in range(3):
+            await emit(session, step(number))
+        with pytest.raises(Abort):
+            async with session.begin_nested():
+                await emit(session, step(99))
+                raise Abort
+        await emit(session, step(3))
+    assert steps(engine) == [0, 1, 2, 3]
+
+
+async def test_an_async_connection_is_as_good_as_a_session(engine: Engine, async_engine: AsyncEngine) -> None:
+    async with async_engine.begin() as connection:
+        await emit(connection, step(1))
+    async with async_engine.connect() as connection:
+        with pytest.raises(NoTransaction):
+            await emit(connection, step(2))
+        await connection.begin()
+        await emit(connection, step(3))
+        await connection.rollback()
+    assert steps(engine) == [1]
+
+
+async def test_a_scoped_session_is_as_good_as_a_session(
+    engine: Engine, sessions: async_sessionmaker[AsyncSession]
+) -> None:
+    scoped = async_scoped_session(sessions, scopefunc=lambda: 1)
+    async with scoped.begin():
+        await emit(scoped, step(1))
+    await scoped.remove()
+    assert steps(engine) == [1]
+
+
+async def test_outside_a_transaction_is_an_error_that_says_so(
+    sessions: async_sessionmaker[AsyncSession],
+) -> None:
+    async with sessions() as session:
+        with pytest.raises(NoTransaction, match=r"@outbox\.transaction"):
+            await emit(session, step(1))
+
+
+async def test_a_serialization_failure_is_tried_again(engine: Engine, outbox: AsyncOutbox) -> None:
+    async with outbox.sessions.begin() as session:
+        session.add(Zone(id=1))
+    seen: list[int] = []
+
+    @outbox.transaction(isolation="repeatable read")
+    async def raise_balance(session: AsyncSession) -> None:
+        zone = await session.get_one(Zone, 1)
+        seen.append(zone.balance)
+        if len(seen) == 1:
+            with engine.begin() as other:
+                other.execute(text("UPDATE zones SET balance = 5"))
+        zone.balance += 1
+        await outbox.emit(session, step(zone.balance))
+
+    await raise_balance()
+    assert seen == [0, 5]
+    assert steps(engine) == [6]
+
+
+async def test_a_stricter_function_does_not_join_a_looser_transaction(outbox: AsyncOutbox) -> None:
+    @outbox.transaction(isolation="serializable")
+    async def strict(session: AsyncSession) -> None:
+        raise AssertionError("never called")
+
+    async with outbox.sessions.begin() as session:
+        with pytest.raises(ConfigurationError, match=r"SERIALIZABLE.*READ COMMITTED"):
+            await strict(session=session)
+
+
+async def test_plain_functions_and_sessions_are_refused(
+    engine: Engine, outbox: AsyncOutbox, sessions: async_sessionmaker[AsyncSession]
+) -> None:
+    from sqlalchemy.orm import Session
+
+    from outbox import Outbox
+
+    with pytest.raises(ConfigurationError, match="async def"):
+
+        @outbox.transaction
+        def plain(session: AsyncSession) -> None: ...  # type: ignore[arg-type]
+
+    with Session(engine) as session, session.begin():
+        with pytest.raises(ConfigurationError, match="AsyncSession"):
+            await outbox.emit(session, step(1))  # type: ignore[arg-type]
+    plain_outbox = Outbox(None)  # type: ignore[arg-type]
+    async with sessions.begin() as asynchronous:
+        with pytest.raises(ConfigurationError, match="use AsyncOutbox"):
+            plain_outbox.emit(asynchronous, step(1))  # type: ignore[arg-type]
