@@ -1,0 +1,91 @@
+"""A broker in memory, NOT Kafka: these tests are about the database half of the relay.
+
+It accepts every record at once and keeps them in the order of arrival. What it cannot show (queues,
+retries, zombies on the wire) is tested with the real one.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from outbox import record
+from outbox.record import Mark, Seq
+from relay.envelope import headers
+from relay.producers import Abandoned, Chunk
+from relay.row import ID, KEY, PAYLOAD
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What arrived. `seq` is read from the header, as a consumer reads it."""
+
+    topic: str
+    partition: int
+    key: bytes | None
+    payload: bytes | None
+    id: str
+    seq: Seq
+
+
+@dataclass
+class MemoryBroker:
+    """The log of everything that any producer delivered, repeats included."""
+
+    log: list[Record] = field(default_factory=list)
+    partition_count: int = 3
+    cluster: str | None = "memory"
+
+    def producer(self) -> "MemoryProducer":
+        return MemoryProducer(self)
+
+    def once(self) -> list[Record]:
+        """What a reader with marks applies: repeats dropped.
+
+        Fails if a repeat differs from the first copy, or an event came under two numbers.
+        """
+        marks: dict[tuple[str, int], Mark] = {}
+        seen: dict[Seq, Record] = {}
+        numbered: dict[str, Seq] = {}
+        applied = []
+        for found in self.log:
+            assert numbered.setdefault(found.id, found.seq) == found.seq, f"{found.id} has two numbers"
+            assert seen.setdefault(found.seq, found) == found, f"{found.seq} was used for two records"
+            stream = (found.seq.source, found.seq.shard)
+            if stream not in marks or found.seq.mark > marks[stream]:
+                marks[stream] = found.seq.mark
+                applied.append(found)
+        return applied
+
+    def ids(self) -> list[str]:
+        return [found.id for found in self.once()]
+
+
+class MemoryProducer:
+    """A `relay.producers.Producer`."""
+
+    def __init__(self, broker: MemoryBroker) -> None:
+        self._broker = broker
+
+    def deliver(self, chunks: Iterable[Chunk], alive: Callable[[], bool]) -> Iterator[int]:
+        for chunk in chunks:
+            for row, (topic, partition) in zip(chunk.rows, chunk.targets, strict=True):
+                if not alive():
+                    raise Abandoned("told to stop")
+                wire = dict(headers(row, chunk.stream))
+                seq = wire[record.SEQ]
+                assert isinstance(seq, bytes)
+                self._broker.log.append(
+                    Record(topic, partition, row[KEY], row[PAYLOAD], row[ID].decode(), Seq.parse(seq))
+                )
+            yield chunk.rows[-1][0]
+
+    def partitions(self, topic: str) -> int | None:  # noqa: ARG002 - knows every topic
+        return self._broker.partition_count
+
+    def cluster_id(self) -> str | None:
+        return self._broker.cluster
+
+    def trouble(self) -> str | None:
+        return None
+
+    def close(self) -> None:
+        pass
