@@ -1,23 +1,32 @@
 """The relay's settings: frozen, validated at birth, from argument > environment > file > default."""
 
+import difflib
+import logging
 import os
 import socket
+import tomllib
 import uuid
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
+    InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     TomlConfigSettingsSource,
 )
 
 from outbox.errors import ConfigurationError
 from relay import database
-from relay.producers.properties import checked
+from relay.producers.properties import checked, named
+
+log = logging.getLogger("relay")
 
 FILE = Path("outbox-relay.toml")
 
@@ -26,8 +35,26 @@ def _instance() -> str:
     return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
 
 
+def _seconds(value: Any) -> Any:
+    """A number is seconds, also where everything is a text: `OUTBOX_LEASE=5`."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return timedelta(seconds=float(value))
+    except (ValueError, OverflowError):
+        return value
+
+
+Duration = Annotated[timedelta, BeforeValidator(_seconds)]
+"""Seconds (5, 0.5) or ISO 8601 (PT5S)."""
+
+
 class RelayConfig(BaseSettings):
-    """Settings of one relay. Environment: `OUTBOX_` + the field's name, nested with `__`."""
+    """Settings of one relay. Environment: `OUTBOX_` + the field's name, nested with `__`.
+
+    Durations are `timedelta`, seconds or ISO 8601. What an argument leaves open the environment decides,
+    then the file `outbox-relay.toml` in the current directory, then the default.
+    """
 
     model_config = SettingsConfigDict(
         env_prefix="OUTBOX_", env_nested_delimiter="__", frozen=True, extra="forbid", toml_file=FILE
@@ -39,6 +66,7 @@ class RelayConfig(BaseSettings):
     kafka_bootstrap_servers: str = Field(default="", description="Kafka address, host:port[,host:port]")
     kafka: dict[str, Any] = Field(
         default_factory=dict,
+        repr=False,  # holds passwords
         description="librdkafka's own properties; OUTBOX_KAFKA__SASL_USERNAME is sasl.username",
     )
     shard: int = Field(default=0, ge=0, description="the shard to carry")
@@ -46,18 +74,18 @@ class RelayConfig(BaseSettings):
     prepared_statements: bool = Field(
         default=True, description="False behind a transaction pooler that cannot hold prepared statements"
     )
-    lease: timedelta = Field(
+    lease: Duration = Field(
         default=timedelta(seconds=5), description="a relay silent for longer is succeeded by another"
     )
-    poll_busy: timedelta = Field(default=timedelta(milliseconds=2), description="between looks under traffic")
-    poll_idle: timedelta = Field(default=timedelta(milliseconds=100), description="between looks while idle")
+    poll_busy: Duration = Field(default=timedelta(milliseconds=2), description="between looks under traffic")
+    poll_idle: Duration = Field(default=timedelta(milliseconds=100), description="between looks while idle")
     look_rows: int = Field(default=1_000, ge=1, description="events of one delta held in memory at most")
     chunk_rows: int = Field(default=2_000, ge=1, description="rows of a backlog read and sent at a time")
     chunk_bytes: int = Field(default=4_194_304, ge=1, description="payload bytes read and sent at a time")
-    retention: timedelta = Field(
+    retention: Duration = Field(
         default=timedelta(minutes=30), description="published events stay readable for at least so long"
     )
-    stop_timeout: timedelta = Field(
+    stop_timeout: Duration = Field(
         default=timedelta(seconds=10), description="how long SIGTERM waits for acknowledgements"
     )
 
@@ -66,11 +94,11 @@ class RelayConfig(BaseSettings):
         cls,
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
         *_: PydanticBaseSettingsSource,
         **__: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+        arguments = InitSettingsSource(settings_cls, _with_kafka_named(init_settings()))
+        return arguments, _Environment(settings_cls), _File(settings_cls)
 
     @classmethod
     def load(cls, file: Path | None = None, **arguments: Any) -> "RelayConfig":
@@ -82,9 +110,15 @@ class RelayConfig(BaseSettings):
             model_config = SettingsConfigDict(toml_file=file or FILE)
 
         try:
-            return _WithFile(**{name: value for name, value in arguments.items() if value is not None})
+            config = _WithFile(**{name: value for name, value in arguments.items() if value is not None})
         except ValidationError as error:
             raise ConfigurationError(_explain(error)) from None
+        except SettingsError as error:
+            raise ConfigurationError(f"environment: {error}; it must be one JSON object") from None
+        except (tomllib.TOMLDecodeError, OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"configuration file {file or FILE} cannot be read: {error}") from None
+        _warn_of_misspelt(cls)
+        return config
 
     @field_validator("database_url")
     @classmethod
@@ -92,17 +126,18 @@ class RelayConfig(BaseSettings):
         database.describe(value.get_secret_value())
         return value
 
-    @field_validator("kafka")
-    @classmethod
-    def _dotted(cls, value: dict[str, Any]) -> dict[str, Any]:
-        """Environment variables cannot hold dots: SASL_USERNAME means sasl.username."""
-        return {name if "." in name else name.lower().replace("_", "."): v for name, v in value.items()}
-
     @field_validator("lease", "poll_busy", "poll_idle", "stop_timeout")
     @classmethod
     def _positive(cls, value: timedelta) -> timedelta:
         if value <= timedelta(0):
             raise ValueError("must be longer than nothing")
+        return value
+
+    @field_validator("retention")
+    @classmethod
+    def _not_negative(cls, value: timedelta) -> timedelta:
+        if value < timedelta(0):
+            raise ValueError("must not be negative")
         return value
 
     @model_validator(mode="after")
@@ -122,6 +157,36 @@ class RelayConfig(BaseSettings):
         return {**self.kafka, "bootstrap.servers": self.kafka_bootstrap_servers}
 
 
+def _with_kafka_named(given: dict[str, Any]) -> dict[str, Any]:
+    """Each source under the same names, so that a later one overrides an earlier one however it spells it."""
+    kafka = given.get("kafka")
+    return {**given, "kafka": named(kafka)} if isinstance(kafka, dict) else given
+
+
+class _Environment(EnvSettingsSource):
+    """A value nested by `__` is a text as it stands, never JSON: a password may look like a number."""
+
+    def __call__(self) -> dict[str, Any]:
+        return _with_kafka_named(super().__call__())
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo | None, value: Any) -> Any:
+        return value if field is None else super().decode_complex_value(field_name, field, value)
+
+
+class _File(TomlConfigSettingsSource):
+    def __call__(self) -> dict[str, Any]:
+        return _with_kafka_named(super().__call__())
+
+
+def _warn_of_misspelt(settings: type[BaseSettings]) -> None:
+    """The environment holds other programs' variables too, so an unknown name is only said to look wrong."""
+    known = [f"OUTBOX_{name.upper()}" for name in settings.model_fields]
+    for name in os.environ:
+        if name.startswith("OUTBOX_") and "__" not in name and name not in known:
+            for meant in difflib.get_close_matches(name, known, 1, 0.85):
+                log.warning("environment variable %s is no setting and ignored; is it %s?", name, meant)
+
+
 def _explain(error: ValidationError) -> str:
     lines = []
     for problem in error.errors(include_input=False, include_url=False):
@@ -130,6 +195,8 @@ def _explain(error: ValidationError) -> str:
             lines.append(f"{name} is not set; set OUTBOX_{name.upper()} or {name} in {FILE}")
         elif problem["type"] == "extra_forbidden":
             lines.append(f"{name} is no setting; remove it or correct its name")
+        elif problem["type"].startswith("time_delta"):
+            lines.append(f"{name}: is no duration; write seconds (5, 0.5) or ISO 8601 (PT5S)")
         else:
             lines.append(f"{name or 'settings'}: {problem['msg'].removeprefix('Value error, ')}")
     return "the relay's settings cannot work:\n  " + "\n  ".join(lines)

@@ -4,6 +4,8 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from confluent_kafka import KafkaException, Producer
+
 from outbox.errors import ConfigurationError
 
 REQUIRED: dict[str, tuple[Any, str]] = {
@@ -18,12 +20,15 @@ REQUIRED: dict[str, tuple[Any, str]] = {
 REFUSED = {
     "transactional.id": "mode `sequenced` sends without transactions",
     "partitioner": "the relay chooses the partition itself, like the Java client (murmur2)",
+    "request.required.acks": "it is acks by another name",
     "delivery.timeout.ms": "it is message.timeout.ms by another name",
+    "default.topic.config": "it could change what the relay has to set itself",
     "delivery.report.only.error": "the relay counts on success reports",
-    "error_cb": "the relay needs this callback itself",
     "on_delivery": "the relay needs this callback itself",
+    "error_cb": "the relay needs this callback itself",
     "retries": "a record given up after some retries leaves a gap",
     "message.send.max.retries": "a record given up after some retries leaves a gap",
+    "test.mock.num.brokers": "events would go to a cluster in the relay's own memory and be lost with it",
 }
 
 DEFAULTS: dict[str, Any] = {
@@ -42,9 +47,34 @@ DEFAULTS: dict[str, Any] = {
     "reconnect.backoff.max.ms": 2_000,
 }
 
+_ALIASES = {
+    "metadata.broker.list": "bootstrap.servers",
+    "queue.buffering.max.ms": "linger.ms",
+    "compression.codec": "compression.type",
+}
+"""Old names for what the defaults set: two names of one property would overwrite each other by chance."""
+
+
+def named(given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` under librdkafka's names.
+
+    A TOML file may write `sasl.username = "…"` without quotes, which is a table in a table; an environment
+    variable cannot hold dots: OUTBOX_KAFKA__SASL_USERNAME is sasl.username.
+    """
+    found: dict[str, Any] = {}
+    for name, value in given.items():
+        if isinstance(value, Mapping):
+            found |= named({f"{name}.{inner}": deep for inner, deep in value.items()})
+        elif name == "on_delivery" or name.endswith("_cb"):
+            found[name] = value
+        else:
+            plain = name.lower().replace("_", ".")
+            found[_ALIASES.get(plain, plain)] = value
+    return found
+
 
 def checked(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The full configuration of a producer. Raises ConfigurationError naming what breaks a guarantee."""
+    """The full configuration of a producer. Raises ConfigurationError naming what cannot work or must not."""
     for name, value in given.items():
         if name in REFUSED:
             raise ConfigurationError(f"kafka setting {name} is refused: {REFUSED[name]}; remove it")
@@ -53,14 +83,47 @@ def checked(given: Mapping[str, Any]) -> dict[str, Any]:
             raise ConfigurationError(
                 f"kafka setting {name}={value} is refused: {reason}; it stays {fixed}, remove it"
             )
+        if name != "logger" and not (callable(value) or isinstance(value, str | int | float)):
+            raise ConfigurationError(
+                f"kafka setting {name} is a {type(value).__name__}; it must be one text, number or true/false"
+            )
     if not given.get("bootstrap.servers"):
         raise ConfigurationError(
             "no Kafka address; set OUTBOX_KAFKA_BOOTSTRAP_SERVERS, for example to localhost:9092"
         )
     fixed_values = {name: value for name, (value, _) in REQUIRED.items()}
-    return {"logger": logging.getLogger("relay.kafka"), **DEFAULTS, **given, **fixed_values}
+    whole = {"logger": _logger(), **DEFAULTS, **given, **fixed_values}
+    _tried(whole)
+    return whole
 
 
 def _same(value: Any) -> set[str]:
     """The spellings librdkafka takes for `value`."""
     return {"all", "-1"} if value == "all" else {str(value).lower()}
+
+
+def _tried(whole: Mapping[str, Any]) -> None:
+    """Let librdkafka itself judge names and values: a producer without an address costs less than 1 ms."""
+    try:
+        Producer({name: value for name, value in whole.items() if name != "bootstrap.servers"})
+    except (KafkaException, TypeError, ValueError) as error:
+        said = error.args[0].str() if isinstance(error, KafkaException) else str(error)
+        raise ConfigurationError(
+            f"the Kafka client refuses its settings: {said}; correct [kafka] or OUTBOX_KAFKA__…"
+        ) from error
+
+
+class _Known(logging.Filter):
+    """Drops one line that librdkafka warns of at every start, about a setting that is here on purpose."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        said = record.getMessage()
+        return not ("CONFWARN" in said and "enable.gapless.guarantee is experimental" in said)
+
+
+def _logger() -> logging.Logger:
+    """Where librdkafka's own log lines go."""
+    logger = logging.getLogger("relay.kafka")
+    if not any(isinstance(known, _Known) for known in logger.filters):
+        logger.addFilter(_Known())
+    return logger
