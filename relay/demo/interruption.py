@@ -8,6 +8,7 @@ import contextlib
 import os
 import select
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from types import FrameType, TracebackType
 from typing import Self
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOPPING = b"\nstopping what was started; once more to end at once\n"
 
 
 class Interrupted(Exception):
@@ -77,6 +79,8 @@ class Interruption:
             os._exit(128 + number)
         self._number = number
         os.write(self._write, b"!")
+        if sys.stderr.isatty():
+            os.write(sys.stderr.fileno(), STOPPING)
         if self._helpers:
             end_helpers()
 

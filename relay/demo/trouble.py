@@ -10,8 +10,8 @@ from typing import Literal
 from relay.demo.fleet import Fleet, Process
 from relay.demo.services import LEASE_SECONDS, Role
 
-GAP = 2.0
-"""Seconds between two kills: the time that a new process takes to be at work again on a small machine."""
+GAP = 3.0
+"""Seconds between two kills: time for a succession, and for some quiet before the next blow."""
 
 DEAD = (0.2, 1.0)
 """Seconds, at least and at most, until a killed process is started again."""
@@ -51,7 +51,7 @@ def duration(kills: int) -> float:
 
 
 class Trouble:
-    """Deals the blows. `carrier(role)` names the instance that holds the lease, which is hit first."""
+    """Deals the blows. Of relays, the one that carries is hit: `carrier(role)` names it once there is one."""
 
     def __init__(
         self,
@@ -78,12 +78,17 @@ class Trouble:
     def over(self) -> bool:
         return not self._blows and not self._mends
 
+    @property
+    def next_role(self) -> Role | None:
+        """Whom the next blow waits for."""
+        return self._blows[0].role if self._blows else None
+
     def run_once(self, now: float) -> None:
         """Do what is due `now`, in seconds from the start."""
         while self._mends and self._mends[0][0] <= now:
             heapq.heappop(self._mends)[3]()
         for blow in [blow for blow in self._blows if blow.at <= now]:
-            # Where all of a role are down or frozen already, the blow waits.
+            # Where nobody is worth the blow at the moment, it waits.
             if (victim := self._choose(blow.role)) is not None:
                 self._blows.remove(blow)
                 self._strike(blow, victim, now)
@@ -110,5 +115,5 @@ class Trouble:
         candidates = [process for process in self._fleet.of(role) if process.active]
         if role in RELAYS:
             carrier = self._carrier(role)
-            candidates = [p for p in candidates if p.instance == carrier] or candidates
+            candidates = [process for process in candidates if process.instance == carrier]
         return self._chance.choice(candidates) if candidates else None
