@@ -61,9 +61,11 @@ class KafkaBroker:
         }
         file = self.directory / "server.properties"
         file.write_text("".join(f"{name}={value}\n" for name, value in properties.items()))
+        # A killed broker cannot remove the libraries that its compression unpacks: they go with its directory.
+        temporary = f"-Djava.io.tmpdir={self.directory}"
         self._program = Program(
             f"Kafka broker {self.node}",
-            jvm.command(MAIN, str(file), flags=flags),
+            jvm.command(MAIN, str(file), flags=(*flags, temporary)),
             log=self.directory / "broker.log",
             farewell=SIGKILL,  # its data go with it
             directory=self.directory,
