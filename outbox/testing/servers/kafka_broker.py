@@ -61,7 +61,7 @@ class KafkaBroker:
         }
         file = self.directory / "server.properties"
         file.write_text("".join(f"{name}={value}\n" for name, value in properties.items()))
-        # A killed broker cannot remove the libraries that its compression unpacks: they go with its directory.
+        # A killed broker cannot remove the libraries its compression unpacks: they go with its directory.
         temporary = f"-Djava.io.tmpdir={self.directory}"
         self._program = Program(
             f"Kafka broker {self.node}",
