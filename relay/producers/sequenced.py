@@ -12,7 +12,7 @@ from outbox.errors import ConfigurationError
 from relay.producers.delivery import Chunk, Interrupted, Refused
 from relay.producers.properties import checked
 from relay.producers.session import ALIVE_EVERY, Session, SessionEnded
-from relay.row import Row
+from relay.row import POSITION
 
 log = logging.getLogger("relay.producer")
 
@@ -21,9 +21,6 @@ DEPTH = 3
 
 STALLED_AFTER = 15.0
 """Seconds without an acknowledgement before we ask the broker what is wrong."""
-
-CAREFUL_ROWS = 20_000
-"""After a failure without a name, this many rows are sent one by one: the refused one is among them."""
 
 METADATA_TIMEOUT = 5.0
 
@@ -34,15 +31,25 @@ REFUSALS = frozenset(
         KafkaError.INVALID_RECORD,
         KafkaError.INVALID_MSG,
         KafkaError.INVALID_TIMESTAMP,
-        KafkaError.INVALID_PARTITIONS,
         KafkaError.POLICY_VIOLATION,
         KafkaError.TOPIC_AUTHORIZATION_FAILED,
         KafkaError.TOPIC_EXCEPTION,
         KafkaError._INVALID_ARG,
-        KafkaError._UNKNOWN_PARTITION,
     }
 )
-"""Codes with which the broker says that trying again cannot help. An outage never uses them."""
+"""Codes with which the broker says that trying again cannot help. An outage never uses them, nor does a
+topic that is gone (_UNKNOWN_TOPIC, _UNKNOWN_PARTITION)."""
+
+GRAVE = (
+    KafkaError._AUTHENTICATION,
+    KafkaError.SASL_AUTHENTICATION_FAILED,
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+    KafkaError._SSL,
+    KafkaError._RESOLVE,
+    KafkaError._ALL_BROKERS_DOWN,
+)
+"""What the client says when it cannot work at all, the most telling first; a lost connection to one of
+several brokers is none of these."""
 
 
 class SequencedProducer:
@@ -50,51 +57,69 @@ class SequencedProducer:
 
     def __init__(self, properties: Mapping[str, Any]) -> None:
         self._properties = checked(properties)
-        self._complaints: deque[KafkaError] = deque(maxlen=1)
+        self._complaints: deque[KafkaError] = deque(maxlen=16)
         self._session: Session | None = None
-        self._careful = 0
-        self._suspect: Row | None = None
-        self._topics: set[str] = set()
+        self._careful_to = -1
 
     def deliver(self, chunks: Iterable[Chunk], alive: Callable[[], bool]) -> Iterator[int]:
         """See `Producer.deliver`. The first error ends the session; nothing later overtakes what failed."""
         session = self._opened()
         try:
             for chunk in chunks:
-                self._topics.update(topic for topic, _ in set(chunk.targets))
                 for part in self._parts(chunk):
+                    self._make_sure_of_topics(session, part)
                     session.send(part, alive)
                     yield from session.acknowledged(0, alive)
-                    while session.in_flight >= (DEPTH if self._careful <= 0 else 1):
+                    while session.in_flight >= (1 if self._careful(part) else DEPTH):
                         yield from self._wait(session, alive)
             while session.in_flight:
                 yield from self._wait(session, alive)
         except SessionEnded as ended:
-            self._end()
-            raise self._verdict(ended) from ended
+            self._end(session)
+            raise self._verdict(session, ended) from ended
         except BaseException:
             # Whoever stops listening leaves records on their way: they must not meet the next session's.
             if session.in_flight:
-                self._end()
+                self._end(session)
             raise
+        self._careful_to = -1
 
     def partitions(self, topic: str) -> int | None:
         found = self._metadata(topic).topics.get(topic)
-        if found is None or found.error is not None or not found.partitions:
+        if found is None or (found.error is None and not found.partitions):
             return None
-        return len(found.partitions)
+        if found.error is None:
+            return len(found.partitions)
+        if found.error.code() in {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC}:
+            return None
+        raise Interrupted(f"topic {topic!r}: {found.error.str()}")
 
     def cluster_id(self) -> str | None:
         return self._metadata(None).cluster_id or None
 
     def trouble(self) -> str | None:
-        return self._complaints[-1].str() if self._complaints else None
+        session = self._session
+        if session is not None and not session.in_flight:
+            try:
+                # Also what keeps the client's log lines from piling up in it while nothing is sent.
+                session.client.poll(0)
+            except (KafkaException, SystemError) as error:
+                log.warning("the Kafka client ended its session while idle: %s", error)
+                self._end(session)
+        for code in GRAVE:
+            for complaint in reversed(self._complaints):
+                if complaint.code() == code:
+                    return complaint.str()
+        return None
 
     def close(self) -> None:
-        self._end()
+        if self._session is not None:
+            self._end(self._session)
 
     def _opened(self) -> Session:
         if self._session is None:
+            for fatal in [complaint for complaint in self._complaints if complaint.fatal()]:
+                self._complaints.remove(fatal)
             try:
                 self._session = Session(self._properties, self._complaints)
             except KafkaException as error:
@@ -107,11 +132,7 @@ class SequencedProducer:
     def _metadata(self, topic: str | None) -> Any:
         client = self._opened().client
         try:
-            found = (
-                client.list_topics(topic, METADATA_TIMEOUT)
-                if topic
-                else client.list_topics(None, METADATA_TIMEOUT)
-            )
+            found = client.list_topics(topic, METADATA_TIMEOUT)
         except KafkaException as error:
             raise Interrupted(
                 f"no broker answers at {self._properties.get('bootstrap.servers')}: "
@@ -120,48 +141,65 @@ class SequencedProducer:
         self._complaints.clear()
         return found
 
+    def _make_sure_of_topics(self, session: Session, chunk: Chunk) -> None:
+        """Send nothing to a topic before it was seen in this session with all the partitions needed.
+
+        The client would keep records for it until it appears, or fail them one by one while it does.
+        """
+        for topic, partition in set(chunk.targets):
+            if topic not in session.partitions:
+                session.partitions[topic] = self.partitions(topic) or 0
+            if partition >= session.partitions[topic]:
+                found = session.partitions.pop(topic)
+                state = f"has {found} partitions" if found else "is gone from the broker"
+                raise Interrupted(
+                    f"topic {topic!r} {state}, but events are on their way to its partition {partition}; "
+                    f"create it with at least {partition + 1} partitions and they will go out in order"
+                )
+
+    def _careful(self, chunk: Chunk) -> bool:
+        return chunk.rows[0][POSITION] <= self._careful_to
+
     def _parts(self, chunk: Chunk) -> Iterator[Chunk]:
-        """The chunk whole, or row by row while a refused one is being looked for."""
-        if self._careful <= 0:
-            yield chunk
-            return
-        for row, target in zip(chunk.rows, chunk.targets, strict=True):
-            self._careful -= 1
-            self._suspect = row
-            yield Chunk(chunk.stream, [row], [target])
-        if self._careful <= 0:
-            self._suspect = None
+        """The chunk whole; row by row what was on its way when a row was refused, to find out which."""
+        doubtful = 0
+        if self._careful(chunk):
+            doubtful = sum(row[POSITION] <= self._careful_to for row in chunk.rows)
+            for row, target in zip(chunk.rows[:doubtful], chunk.targets[:doubtful], strict=True):
+                yield Chunk(chunk.stream, [row], [target])
+        if doubtful < len(chunk.rows):
+            yield Chunk(chunk.stream, chunk.rows[doubtful:], chunk.targets[doubtful:]) if doubtful else chunk
 
     def _wait(self, session: Session, alive: Callable[[], bool]) -> Iterator[int]:
         yield from session.acknowledged(ALIVE_EVERY, alive)
         silent = time.monotonic() - session.progressed_at
         if session.in_flight and silent > STALLED_AFTER:
             session.progressed_at = time.monotonic()
-            self._ask_why(silent)
+            self._ask_why(session, silent)
 
-    def _ask_why(self, silent: float) -> None:
+    def _ask_why(self, session: Session, silent: float) -> None:
         """An outage is waited out. A topic that vanished would leave a gap: that ends the session."""
         try:
             present = self._metadata(None).topics
         except Interrupted as outage:
             log.warning("no acknowledgement for %.0f s: %s", silent, outage)
             return
-        missing = sorted(self._topics - present.keys())
+        missing = sorted(session.partitions.keys() - present.keys())
         if missing:
-            raise SessionEnded(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART, f"topic {missing[0]} vanished"))
+            gone = KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART, f"topic {missing[0]} vanished")
+            raise SessionEnded(gone, None)
         log.warning("no acknowledgement for %.0f s although the brokers answer", silent)
 
-    def _verdict(self, ended: SessionEnded) -> Exception:
-        """Who is to blame: a row, found while it was sent alone, or nobody yet."""
+    def _verdict(self, session: Session, ended: SessionEnded) -> Exception:
+        """Who is to blame: the row that was alone on its way, or one to be found by sending singly."""
         refused = ended.cause is not None and ended.cause.code() in REFUSALS
-        if refused and self._suspect is not None:
-            assert ended.cause is not None
-            return Refused(self._suspect, ended.cause.str())
+        if ended.cause is not None and refused and ended.row is not None:
+            return Refused(ended.row, ended.cause.str())
         if refused or ended.cause is None:
-            self._careful = CAREFUL_ROWS
+            self._careful_to = max(self._careful_to, session.handed)
         return ended
 
-    def _end(self) -> None:
-        if self._session is not None:
-            self._session.close()
+    def _end(self, session: Session) -> None:
+        session.close()
+        if self._session is session:
             self._session = None
