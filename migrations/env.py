@@ -1,7 +1,13 @@
-"""Run the revisions against `connection` (online) or print their SQL (offline)."""
+"""Run the revisions on OUTBOX_DATABASE_URL, or print their SQL (`--sql`):
+
+alembic --config migrations/alembic.ini upgrade head
+"""
+
+import os
 
 from alembic import context
-from sqlalchemy import Connection
+from sqlalchemy import Connection, create_engine, make_url
+from sqlalchemy.pool import NullPool
 
 from outbox.storage import tables
 
@@ -29,4 +35,17 @@ def _run(connection: Connection | None) -> None:
         context.run_migrations()
 
 
-_run(None if context.is_offline_mode() else context.config.attributes["connection"])
+def _online() -> None:
+    given: Connection | None = context.config.attributes.get("connection")
+    if given is not None:
+        _run(given)
+        return
+    url = make_url(os.environ["OUTBOX_DATABASE_URL"]).set(drivername="postgresql+psycopg")
+    with create_engine(url, poolclass=NullPool).connect() as connection:
+        _run(connection)
+
+
+if context.is_offline_mode():
+    _run(None)
+else:
+    _online()

@@ -1,15 +1,11 @@
 """`outbox-relay db`: install, check and print the schema; give roles their rights."""
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
-from alembic import command
-from alembic.config import Config
 from sqlalchemy import text
 
-import migrations
 from outbox.storage import ddl
 from outbox.storage.roles import Roles, statements
 from relay.cli import options
@@ -29,10 +25,7 @@ def upgrade(database_url: str | None, as_json_: bool) -> None:
     Run it as the role that shall own the tables: neither the application's nor the relay's.
     """
     with options.engine(database_url).begin() as connection:
-        before = ddl.version(connection)
-        config = _alembic()
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        before = ddl.apply(connection)
         ddl.check(connection)
     if as_json_:
         options.echo_json({"before": before, "version": ddl.LATEST})
@@ -60,7 +53,8 @@ def check(database_url: str | None, as_json_: bool) -> None:
 @db.command(epilog="Example:  outbox-relay db sql > outbox.sql")
 def sql() -> None:
     """Print the SQL of `db upgrade` for an empty database."""
-    command.upgrade(_alembic(), "head", sql=True)
+    for statement in ddl.statements(frm=0, to=ddl.LATEST):
+        click.echo(f"{statement};\n")
 
 
 @db.command(
@@ -88,10 +82,3 @@ def roles(database_url: str | None, create: bool, yes: bool, **names: Any) -> No
         for statement in sql:
             connection.execute(text(statement.replace(":", "\\:")))
     click.echo(f"{len(sql)} statements done")
-
-
-def _alembic() -> Config:
-    config = Config(output_buffer=None)
-    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
-    config.set_main_option("path_separator", "os")
-    return config
