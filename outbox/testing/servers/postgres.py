@@ -248,9 +248,10 @@ class OwnPostgres(PostgresServer):
         path.chmod(0o644)
 
     def _accepts_connections(self) -> bool:
-        """What pg_ctl waits for: the eighth line of postmaster.pid."""
+        """What pg_ctl waits for: the eighth line of postmaster.pid; a hot standby takes readers."""
         lines = self._postmaster_file()
-        return len(lines) >= 8 and lines[0] == str(self._program.pid) and lines[7].strip() == "ready"
+        state = lines[7].strip() if len(lines) >= 8 else ""
+        return state in ("ready", "standby") and lines[0] == str(self._program.pid)
 
     def _shared_memory(self) -> int | None:
         """The System V segment of a server that could not remove it itself."""
