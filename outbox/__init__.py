@@ -8,6 +8,8 @@
 The consumer stands in outbox.consumer, which alone needs a Kafka client.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from outbox.emit import emit
 from outbox.errors import (
     CatalogError,
@@ -25,7 +27,10 @@ from outbox.errors import (
 from outbox.event import Event
 from outbox.serializers import Serializer
 from outbox.storage import ddl, roles, tables
-from outbox.transaction import AsyncOutbox, Outbox
+from outbox.transaction import Outbox
+
+if TYPE_CHECKING:
+    from outbox.async_transaction import AsyncOutbox
 
 __all__ = [
     "AsyncOutbox",
@@ -48,3 +53,12 @@ __all__ = [
     "roles",
     "tables",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """AsyncOutbox when it is asked for: it needs greenlet, which SQLAlchemy 2.1 no longer brings along."""
+    if name == "AsyncOutbox":
+        from outbox.async_transaction import AsyncOutbox
+
+        return AsyncOutbox
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,15 +7,15 @@ two transactions that conflict may publish in the other order.
 What cannot travel is refused here, before anything commits.
 """
 
+import sys
 from collections.abc import Coroutine
-from typing import Any, Unpack, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, Unpack, overload
 from uuid import UUID
 
 import psycopg
 from psycopg.pq import TransactionStatus
 from sqlalchemy import Connection
 from sqlalchemy.exc import InvalidRequestError, PendingRollbackError, UnboundExecutionError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
 from sqlalchemy.orm import Session, scoped_session
 
 from outbox import hooks, pending
@@ -24,9 +24,13 @@ from outbox.event import Event
 from outbox.row import Overrides, Row, insert, refuse, row
 from outbox.storage.tables import outbox_event
 
-Target = Session | scoped_session[Session] | Connection | psycopg.Connection[Any]
-AsyncTarget = (
-    AsyncSession | async_scoped_session[AsyncSession] | AsyncConnection | psycopg.AsyncConnection[Any]
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
+    from typing_extensions import TypeIs
+
+Target: TypeAlias = Session | scoped_session[Session] | Connection | psycopg.Connection[Any]
+AsyncTarget: TypeAlias = (
+    "AsyncSession | async_scoped_session[AsyncSession] | AsyncConnection | psycopg.AsyncConnection[Any]"
 )
 
 
@@ -35,7 +39,7 @@ def emit(target: Target, event: Event, **overrides: Unpack[Overrides]) -> UUID: 
 @overload
 def emit(target: AsyncTarget, event: Event, **overrides: Unpack[Overrides]) -> Coroutine[Any, Any, UUID]: ...
 def emit(
-    target: Target | AsyncTarget, event: Event, **overrides: Unpack[Overrides]
+    target: "Target | AsyncTarget", event: Event, **overrides: Unpack[Overrides]
 ) -> UUID | Coroutine[Any, Any, UUID]:
     """Record `event` in the transaction open on `target`; returns the event's id.
 
@@ -47,13 +51,20 @@ def emit(
     or a right is missing (at commit, or here on a psycopg connection).
     """
     made = row(event, **overrides)
-    if isinstance(target, ASYNC_TARGETS):
+    if is_async(target):
         return record_async(target, made)
     record(target, made)
     return made.id
 
 
-ASYNC_TARGETS = (AsyncSession, async_scoped_session, AsyncConnection, psycopg.AsyncConnection)
+def is_async(target: object) -> "TypeIs[AsyncTarget]":
+    """Must `target` be awaited? SQLAlchemy's asyncio, which needs greenlet, is not loaded for the answer."""
+    if isinstance(target, psycopg.AsyncConnection):
+        return True
+    aio = sys.modules.get("sqlalchemy.ext.asyncio")
+    return aio is not None and isinstance(
+        target, aio.AsyncSession | aio.AsyncConnection | aio.async_scoped_session
+    )
 
 
 def record(target: Target, made: Row) -> None:
@@ -77,23 +88,25 @@ def record(target: Target, made: Row) -> None:
 
 async def record_async(target: AsyncTarget, made: Row) -> UUID:
     """The same for the async twins; only this waits for input and output."""
-    if isinstance(target, AsyncSession):
-        _require_open(target.in_transaction(), "session")
-        await target.run_sync(record, made)
-    elif isinstance(target, async_scoped_session):
-        await record_async(target(), made)
-    elif isinstance(target, AsyncConnection):
-        _require_open(target.in_transaction(), "connection")
-        await target.run_sync(pending.keep, made)
-    elif isinstance(target, psycopg.AsyncConnection):
+    if not is_async(target):
+        raise _unknown(target, "an AsyncSession, an AsyncConnection or a psycopg AsyncConnection")
+    if isinstance(target, psycopg.AsyncConnection):
         _require_transaction(target)
         try:
             await target.execute(*insert([made]))
         except psycopg.Error as error:
             refuse(error, error)
         _written(made)
-    else:
-        raise _unknown(target, "an AsyncSession, an AsyncConnection or a psycopg AsyncConnection")
+        return made.id
+    from sqlalchemy.ext.asyncio import AsyncConnection, async_scoped_session
+
+    if isinstance(target, AsyncConnection):
+        _require_open(target.in_transaction(), "connection")
+        await target.run_sync(pending.keep, made)
+        return made.id
+    session = target() if isinstance(target, async_scoped_session) else target
+    _require_open(session.in_transaction(), "session")
+    await session.run_sync(record, made)
     return made.id
 
 

@@ -59,8 +59,11 @@ class Event(BaseModel):
         key: str | None = None,
         **config: Unpack[ConfigDict],
     ) -> None:
-        # The arguments are used below, once pydantic knows the fields; this signature is for type checkers.
-        super().__init_subclass__(**config)
+        # The arguments are used below, once pydantic knows the fields. What it knows as configuration it has
+        # taken away already; type checkers learn of it here.
+        if config:
+            raise TypeError(f"event class {cls.__qualname__}: unknown keyword {', '.join(config)}")
+        super().__init_subclass__()
 
     @classmethod
     def __pydantic_init_subclass__(

@@ -10,7 +10,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from outbox import Event, catalog
 
 
-class OrderPlaced(Event, name="tests.order.placed", version=1, topic="orders", aggregate="order", key="order_id"):
+class OrderPlaced(
+    Event, name="tests.order.placed", version=1, topic="orders", aggregate="order", key="order_id"
+):
     order_id: UUID
     total: Decimal
 

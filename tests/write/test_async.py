@@ -17,7 +17,7 @@ class Abort(Exception):
 
 
 @pytest.fixture
-def sessions(async_engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:  # type: ignore[override]
+def sessions(async_engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
     return async_sessionmaker(async_engine)
 
 
@@ -142,8 +142,8 @@ async def test_plain_functions_and_sessions_are_refused(
 
     with pytest.raises(ConfigurationError, match="async def"):
 
-        @outbox.transaction
-        def plain(session: AsyncSession) -> None: ...  # type: ignore[arg-type]
+        @outbox.transaction  # type: ignore[arg-type]
+        def plain(session: AsyncSession) -> None: ...
 
     with Session(engine) as session, session.begin():
         with pytest.raises(ConfigurationError, match="AsyncSession"):

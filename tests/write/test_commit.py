@@ -1,10 +1,13 @@
 """An event is published if and only if its transaction committed."""
 
 import pytest
+import sqlalchemy
 from sqlalchemy import Connection, Engine, event, text
+from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from outbox import EmitError, Outbox, emit, hooks, pending
+from outbox.row import INSERT_MANY, Row, insert
 from tests.write.orders import Order, order_ids, place, published, step, steps, stored
 
 
@@ -45,9 +48,9 @@ def test_a_rolled_back_transaction_would_publish_if_events_left_on_another_conne
 ) -> None:
     """The broken variant: a dual write, as code without an outbox does it."""
 
-    def leave_at_once(connection: Connection, row: pending.Row) -> None:
+    def leave_at_once(connection: Connection, row: Row) -> None:
         with connection.engine.begin() as other:
-            other.exec_driver_sql(*pending.insert([row]))
+            other.exec_driver_sql(*insert([row]))
 
     monkeypatch.setattr(pending, "keep", leave_at_once)
     order, placed = place()
@@ -98,7 +101,9 @@ def test_a_scoped_session_is_as_good_as_a_session(engine: Engine, sessions: sess
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 300])
-def test_emit_order_is_kept_in_one_insert(engine: Engine, sessions: sessionmaker[Session], count: int) -> None:
+def test_emit_order_is_kept_in_one_insert(
+    engine: Engine, sessions: sessionmaker[Session], count: int
+) -> None:
     inserts: list[str] = []
 
     def count_inserts(_c: object, _cursor: object, statement: str, *_: object) -> None:
@@ -119,17 +124,12 @@ def test_a_statement_without_order_would_be_caught(
     engine: Engine, sessions: sessionmaker[Session], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The broken variant: rows in another order than they were emitted."""
-    monkeypatch.setattr("outbox.row.INSERT_MANY", _backwards())
+    backwards = INSERT_MANY.replace("ORDER BY emitted", "ORDER BY emitted DESC")
+    monkeypatch.setattr("outbox.row.INSERT_MANY", backwards)
     with sessions.begin() as session:
         for number in range(5):
             emit(session, step(number))
     assert steps(engine) == [4, 3, 2, 1, 0]
-
-
-def _backwards() -> str:
-    from outbox.row import INSERT_MANY
-
-    return INSERT_MANY.replace("ORDER BY emitted", "ORDER BY emitted DESC")
 
 
 def test_events_emitted_by_listeners_of_the_session_are_written_too(
@@ -168,8 +168,6 @@ def test_a_failing_flush_takes_the_events_with_it(engine: Engine, sessions: sess
     order, placed = place()
     with sessions.begin() as session:
         session.add(order)
-    from sqlalchemy.exc import IntegrityError
-
     with pytest.raises(IntegrityError), sessions.begin() as session:
         session.add(Order(id=placed.order_id, total=placed.total))
         emit(session, placed)
@@ -180,8 +178,6 @@ def test_a_pooled_connection_carries_no_events_into_its_next_transaction(
     engine: Engine, sessions: sessionmaker[Session]
 ) -> None:
     """One connection in the pool, left in every way there is."""
-    import sqlalchemy
-
     single = sqlalchemy.create_engine(engine.url, pool_size=1, max_overflow=0)
     own = sessionmaker(single)
     session = own()
@@ -218,10 +214,8 @@ def test_a_pooled_connection_carries_no_events_into_its_next_transaction(
 def test_a_lost_connection_fails_the_commit_and_publishes_nothing(
     engine: Engine, sessions: sessionmaker[Session]
 ) -> None:
-    from sqlalchemy.exc import OperationalError
-
     order, placed = place()
-    with pytest.raises(OperationalError) as failed, sessions.begin() as session:  # noqa: PT012
+    with pytest.raises(OperationalError) as failed, sessions.begin() as session:
         session.add(order)
         emit(session, placed)
         session.flush()

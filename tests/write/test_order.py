@@ -44,14 +44,14 @@ def conflict(engine: Engine, announce: Announce) -> list[int]:
     def second() -> None:
         with sessions.begin() as session:
             pid = session.scalars(text("SELECT pg_backend_pid()")).one()
-            session.get_one(Zone, 1).balance = Zone.balance + 10  # type: ignore[assignment]
+            session.get_one(Zone, 1).balance = Zone.balance + 10
             announce(session, 2)
             pids.put(pid)
             # The flush of this commit waits for the first transaction.
 
     with ThreadPoolExecutor() as threads:
         with sessions.begin() as session:
-            session.get_one(Zone, 1).balance = Zone.balance + 1  # type: ignore[assignment]
+            session.get_one(Zone, 1).balance = Zone.balance + 1
             session.flush()
             waiting = threads.submit(second)
             until_blocked(engine, pids.get(timeout=SECONDS))
@@ -67,7 +67,7 @@ def test_positions_follow_the_order_of_row_locks_whatever_the_mappers_are_called
 
 
 def test_a_mapped_outbox_row_inverts_them(engine: Engine) -> None:
-    """The broken variant: the flush inserts Message before it updates Zone, and draws the number too early."""
+    """The broken variant: the flush inserts Message before it updates Zone; the number is drawn too early."""
     assert conflict(engine, as_mapped_row) == [2, 1]
 
 
@@ -92,8 +92,10 @@ def test_the_transaction_id_is_assigned_before_the_position_is_drawn(engine: Eng
     assert names.index("xid") < names.index("position")
     with engine.begin() as connection:
         plan = connection.scalars(
-            text("EXPLAIN (VERBOSE, COSTS OFF) INSERT INTO outbox_event (id, aggregatetype, type) VALUES "
-                 "(gen_random_uuid(), 'a', 'b')")
+            text(
+                "EXPLAIN (VERBOSE, COSTS OFF) INSERT INTO outbox_event (id, aggregatetype, type) VALUES "
+                "(gen_random_uuid(), 'a', 'b')"
+            )
         ).all()
     output = next(line for line in plan if "Output:" in line)
     assert output.index("pg_current_xact_id()") < output.index("nextval(")

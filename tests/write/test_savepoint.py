@@ -13,7 +13,9 @@ class Abort(Exception):
     """Raised by a test to roll back."""
 
 
-def test_a_rolled_back_savepoint_drops_its_events_only(engine: Engine, sessions: sessionmaker[Session]) -> None:
+def test_a_rolled_back_savepoint_drops_its_events_only(
+    engine: Engine, sessions: sessionmaker[Session]
+) -> None:
     kept, kept_event = place()
     lost, lost_event = place()
     with sessions.begin() as session:
