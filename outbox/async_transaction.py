@@ -10,7 +10,7 @@ from tenacity import AsyncRetrying
 
 from outbox import isolation as levels
 from outbox.attempts import policy
-from outbox.emit import AsyncTarget, record_async
+from outbox.emission import AsyncTarget, record_async
 from outbox.event import Event
 from outbox.isolation import Isolation
 from outbox.preflight import MAX_RECORD_BYTES

@@ -11,7 +11,7 @@ from tenacity import Retrying
 
 from outbox import isolation as levels
 from outbox.attempts import policy
-from outbox.emit import Target, is_async, record
+from outbox.emission import Target, is_async, record
 from outbox.errors import ConfigurationError, NoTransaction
 from outbox.event import Event
 from outbox.isolation import Isolation

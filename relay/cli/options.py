@@ -3,14 +3,15 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-from sqlalchemy import Engine, create_engine
-from sqlalchemy.pool import NullPool
 
 from outbox.errors import ConfigurationError
 from relay import database
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -39,8 +40,11 @@ def database_url(command: F) -> F:
     )(command)
 
 
-def engine(url: str | None) -> Engine:
+def engine(url: str | None) -> "Engine":
     """For commands that are no daemon. Raises ConfigurationError for a missing or malformed URL."""
+    from sqlalchemy import create_engine
+    from sqlalchemy.pool import NullPool
+
     if not url:
         raise ConfigurationError("no database; set OUTBOX_DATABASE_URL or pass --database-url")
     database.describe(url)

@@ -11,6 +11,7 @@ Without Alembic: `ddl.apply(connection)`. Both leave committing to the caller.
 """
 
 from outbox.storage.ddl.check import check, problems
-from outbox.storage.ddl.steps import LATEST, apply, downgrade, statements, upgrade, version
+from outbox.storage.ddl.steps import apply, downgrade, statements, upgrade, version
+from outbox.storage.version import LATEST
 
 __all__ = ["LATEST", "apply", "check", "downgrade", "problems", "statements", "upgrade", "version"]

@@ -4,7 +4,8 @@ from sqlalchemy import Connection, text
 
 from outbox.errors import SchemaError
 from outbox.storage import ring
-from outbox.storage.ddl.steps import LATEST, STEPS, version
+from outbox.storage.ddl.steps import STEPS, version
+from outbox.storage.version import LATEST
 
 _COLUMNS = """
 SELECT a.attname, format_type(a.atttypid, a.atttypmod)

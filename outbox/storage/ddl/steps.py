@@ -5,9 +5,10 @@ from sqlalchemy import Connection, TextClause, text
 
 from outbox.errors import ConfigurationError, SchemaError
 from outbox.storage.ddl import step_1
+from outbox.storage.version import LATEST
 
 STEPS = (step_1,)
-LATEST = len(STEPS)
+assert len(STEPS) == LATEST
 
 _CREATE_VERSION = "CREATE TABLE outbox_schema (version integer NOT NULL)"
 _INSERT_VERSION = "INSERT INTO outbox_schema (version) VALUES (0)"
