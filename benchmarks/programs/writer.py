@@ -5,40 +5,34 @@ import sys
 import threading
 import time
 from decimal import Decimal
-from uuid import UUID, uuid4
+from uuid import uuid4
 
-import sqlalchemy
-from sqlalchemy.orm import Session, sessionmaker
+import psycopg
 
-from benchmarks.events import NOTE, Order, OrderPlaced
-from outbox import Outbox
+from benchmarks.events import NOTE, OrderPlaced
+from outbox import emit
 
 THREADS = 2
 """Connections that commit in turn: a commit waits for the disk."""
 
+INSERT = "INSERT INTO bench_order (number, order_id, total, note) VALUES (%s, %s, %s, %s)"
+
 
 def main(url: str, topic: str, pace: float, seconds: float) -> None:
-    """Print {"began", "committed": [monotonic time of each commit's return, by number]}."""
-    address = sqlalchemy.make_url(url).set(drivername="postgresql+psycopg")
-    outbox = Outbox(sessionmaker(sqlalchemy.create_engine(address, pool_size=THREADS)))
-
-    @outbox.transaction
-    def place_order(session: Session, number: int, order_id: UUID) -> None:
-        total = Decimal("19.90")
-        session.add(Order(number=number, order_id=order_id, total=total, note=NOTE))
-        placed = OrderPlaced(order_id=order_id, number=number, total=total, note=NOTE)
-        outbox.emit(session, placed, topic=topic)
-
+    """Print {"began", "committed": [monotonic time at which each COMMIT returned, by number]}."""
     count = int(pace * seconds)
     committed = [0.0] * count
     began = time.monotonic() + 0.2
 
     def write(start: int) -> None:
-        for number in range(start, count, THREADS):
-            due = began + number / pace
-            time.sleep(max(0.0, due - time.monotonic()))
-            place_order(number, uuid4())
-            committed[number] = time.monotonic()
+        with psycopg.connect(url, autocommit=True) as connection:
+            for number in range(start, count, THREADS):
+                time.sleep(max(0.0, began + number / pace - time.monotonic()))
+                event = OrderPlaced(order_id=uuid4(), number=number, total=Decimal("19.90"), note=NOTE)
+                with connection.transaction():
+                    connection.execute(INSERT, (number, event.order_id, event.total, event.note))
+                    emit(connection, event, topic=topic)
+                committed[number] = time.monotonic()
 
     writers = [threading.Thread(target=write, args=(start,)) for start in range(THREADS)]
     for writer in writers:
