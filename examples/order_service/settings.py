@@ -2,7 +2,8 @@
 
 `ORDER_DATABASE_URL`, `INVOICE_DATABASE_URL`, `SHIPPING_DATABASE_URL`: PostgreSQL, one database a service.
 `KAFKA_BOOTSTRAP_SERVERS`: for the two that consume. They also heed `KAFKA_GROUP_PROTOCOL`,
-`KAFKA_SESSION_TIMEOUT_MS` and `KAFKA_HEARTBEAT_INTERVAL_MS`, which decide how soon a group notices a death.
+`KAFKA_SESSION_TIMEOUT_MS` and `KAFKA_HEARTBEAT_INTERVAL_MS`, which decide how soon a group notices a death,
+and `KAFKA_FETCH_WAIT_MAX_MS`, which some brokers always wait for.
 `KAFKA_PREFIX`: for all three, what topics and groups begin with on a cluster that is shared with others.
 """
 
@@ -13,7 +14,7 @@ from sqlalchemy.exc import ArgumentError
 
 from outbox.errors import ConfigurationError
 
-OPTIONAL = ("group.protocol", "session.timeout.ms", "heartbeat.interval.ms")
+OPTIONAL = ("group.protocol", "session.timeout.ms", "heartbeat.interval.ms", "fetch.wait.max.ms")
 
 
 class SettingError(ConfigurationError):

@@ -71,6 +71,7 @@ class Demo:
                 bootstrap=kafka.bootstrap,
                 prefix=kafka.prefix,
                 session_ms=kafka.session_ms,
+                fetch_wait_ms=kafka.fetch_wait_ms,
                 port=port.number,
             )
             self._gauge = stack.enter_context(Gauge(at))

@@ -41,8 +41,12 @@ START = 60.0
 DOWNLOAD = 180.0
 """Seconds for the jars: 47 MB, usually some seconds."""
 
-OWN_SESSION_MS, GIVEN_SESSION_MS = 3_000, 6_000
-"""How long a consumer may be silent. A given cluster takes nothing below 6 s unless it was told to."""
+OWN_SESSION_MS, GIVEN_SESSION_MS, MOCK_SESSION_MS = 3_000, 6_000, 2_000
+"""How long a consumer may be silent. A given cluster takes nothing below 6 s unless it was told to; the mock
+waits for it twice when a member died."""
+
+MOCK_FETCH_WAIT_MS = 50
+"""The mock answers a fetch that found nothing after its full wait, even when a record comes meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,7 @@ class Kafka:
     prefix: str
     session_ms: int
     name: str
+    fetch_wait_ms: int = 500
     most: int | None = None
     """Orders of which it still keeps every record; None: any number."""
 
@@ -153,7 +158,14 @@ def _mock(stack: ExitStack, why: str) -> Kafka:
     server = stack.enter_context(start_mock_kafka())
     for topic in TOPICS:
         server.create_topic(topic, PARTITIONS)
-    return Kafka(server.bootstrap, "", OWN_SESSION_MS, f"librdkafka's mock cluster, {why}", most=MOST_ON_MOCK)
+    return Kafka(
+        server.bootstrap,
+        prefix="",
+        session_ms=MOCK_SESSION_MS,
+        name=f"librdkafka's mock cluster, {why}",
+        fetch_wait_ms=MOCK_FETCH_WAIT_MS,
+        most=MOST_ON_MOCK,
+    )
 
 
 def _tidy(server: KafkaServer, prefix: str) -> None:

@@ -45,6 +45,7 @@ class Addresses:
     bootstrap: str
     prefix: str
     session_ms: int
+    fetch_wait_ms: int
     port: int
 
     @property
@@ -64,6 +65,7 @@ def every_service(at: Addresses) -> list[Service]:
         "KAFKA_PREFIX": at.prefix,
         "KAFKA_SESSION_TIMEOUT_MS": str(at.session_ms),
         "KAFKA_HEARTBEAT_INTERVAL_MS": str(at.session_ms // 6),
+        "KAFKA_FETCH_WAIT_MAX_MS": str(at.fetch_wait_ms),
     }
     return [
         _service("order", Role.ORDER, at, kafka, "--migrate", "--port", str(at.port)),

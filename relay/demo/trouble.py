@@ -41,7 +41,7 @@ def schedule(kills: int) -> list[Blow]:
     blows = [Blow((n + 0.5) * GAP, "kill", role) for n, role in zip(range(kills), killed, strict=False)]
     freezes = max(kills // KILLS_PER_FREEZE, min(kills, 1))
     step = kills * GAP / freezes if freezes else 0.0
-    blows += [Blow(n * step + GAP, "freeze", role) for n, role in zip(range(freezes), frozen, strict=False)]
+    blows += [Blow((n + 0.5) * step, "freeze", role) for n, role in zip(range(freezes), frozen, strict=False)]
     return sorted(blows)
 
 

@@ -105,14 +105,11 @@ def together(*doctors: Doctor) -> Doctor:
 
 
 def changed(name: str, id_: str, **values: Any) -> Doctor:
-    """One element of a sequence or mapping says something else."""
+    """One element of a sequence says something else."""
 
     def doctor(evidence: Evidence) -> Evidence:
         found = getattr(evidence, name)
-        if isinstance(found, dict):
-            return _with(evidence, name, {**found, id_: replace(found[id_], **values)})
-        new = [replace(each, **values) if _id(each) == id_ else each for each in found]
-        return _with(evidence, name, new)
+        return _with(evidence, name, [replace(e, **values) if _id(e) == id_ else e for e in found])
 
     return doctor
 
