@@ -3,6 +3,7 @@
 import logging
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -21,6 +22,9 @@ log = logging.getLogger("relay")
 RENEWALS = 3
 """Renewals within one lease: two may fail before a successor takes over."""
 
+LATE = 3.0
+"""Seconds after the time to stop until the connections to a database that does not answer are broken off."""
+
 
 class Relay:
     """Publish each committed event of one database, in order, for as long as it runs.
@@ -32,7 +36,9 @@ class Relay:
     def __init__(self, config: RelayConfig) -> None:
         self._config = config
         self._bell = loop.Bell()
-        self._aside = loop.Bell()
+        self._asked_to_stop = loop.Bell()
+        self._ended = loop.Bell()
+        self._renew_at = self._turn_at = 0.0
         self._status: dict[str, Any] = {
             "shard": config.shard,
             "state": "starting",
@@ -70,11 +76,18 @@ class Relay:
     def stop(self) -> None:
         """End `run()` after the chunk in hand; callable from any thread or signal handler."""
         self._bell.stop()
-        self._aside.stop()
+        self._asked_to_stop.stop()
 
     def run_once(self) -> Did:
-        """Take the lease if it is free and do one round. Needs no other thread; call `close()` at the end."""
-        self._lease.run_once()
+        """Take the lease if it is free and do one round. Needs no other thread; call `close()` at the end.
+
+        Call it again after `rest` seconds of what it returns, and at least three times within a lease.
+        """
+        now = time.monotonic()
+        if now >= self._renew_at or not self._lease.held:
+            self._renew_at = now + self._renew()
+        if now >= self._turn_at:
+            self._turn_at = now + self._turn_ring()
         return self._shard.run_once()
 
     def close(self) -> None:
@@ -86,25 +99,42 @@ class Relay:
     def run(self) -> None:
         """Carry events until told to stop. Raises what an operator has to mend (schema, rights, identity)."""
         log.info("relay %s: database %s", self._config.instance, Database(self._config.url))
+        bells = [loop.Bell(), loop.Bell()]
         with _stopped_by_signals(self):
-            beside = [self._beside("lease", self._renew), self._beside("ring", self._turn_ring)]
+            beside = [
+                self._beside("lease", self._renew, bells[0]),
+                self._beside("ring", self._turn_ring, bells[1]),
+            ]
+            threading.Thread(target=self._break_off_when_late, name="outbox-stop", daemon=True).start()
             try:
                 loop.run(lambda: self._shard.run_once().rest, self._bell)
             finally:
                 self.stop()
-                for thread in beside:
-                    thread.join(self._config.lease.total_seconds())
-                self._status["state"] = "stopped"
-                self.close()
+                self._end(bells, beside)
         if self._failure is not None:
             raise self._failure
 
-    def _beside(self, name: str, work: Callable[[], float]) -> threading.Thread:
+    def _end(self, bells: list[loop.Bell], beside: list[threading.Thread]) -> None:
+        try:
+            # The lease is renewed until the last acknowledgement is written down.
+            self._shard.finish()
+            for bell in bells:
+                bell.stop()
+            beside[1].join(1.0)
+            self._ring.break_off()  # a truncation happens or not, whether or not we hear of it
+            for thread in beside:
+                thread.join()
+            self._status["state"] = "stopped"
+            self.close()
+        finally:
+            self._ended.stop()
+
+    def _beside(self, name: str, work: Callable[[], float], bell: loop.Bell) -> threading.Thread:
         """Loop on a thread and connection of its own, so that no amount of sending can starve it."""
 
         def guarded() -> None:
             try:
-                loop.run(work, self._aside)
+                loop.run(work, bell)
             except BaseException as failure:
                 self._failure = failure
                 self.stop()
@@ -112,6 +142,17 @@ class Relay:
         thread = threading.Thread(target=guarded, name=f"outbox-{name}", daemon=True)
         thread.start()
         return thread
+
+    def _break_off_when_late(self) -> None:
+        """A frozen database must not keep a stop waiting for ever: then what it was asked stays unknown."""
+        while not self._asked_to_stop.sleep(60):
+            pass
+        wait = self._config.stop_timeout.total_seconds() + LATE
+        while not self._ended.sleep(wait):
+            log.warning("the database does not answer; its connections are broken off in order to stop")
+            for actor in (self._shard, self._lease, self._ring):
+                actor.break_off()
+            wait = 1.0
 
     def _turn_ring(self) -> float:
         if self._lease.held:

@@ -1,6 +1,9 @@
 """Connections of the relay: autocommit, named, with the settings that keep its plans on their indexes."""
 
+import contextlib
 import logging
+import os
+import socket
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -94,6 +97,18 @@ def open_plain(url: str, **options: Any) -> Connection:
         )
     except psycopg.OperationalError as error:
         raise _explained(error, url) from error
+
+
+def break_off(connection: Connection) -> None:
+    """From another thread: whoever waits for an answer on `connection` gets an error instead.
+
+    A frozen server answers neither the statement nor a request to cancel it.
+    """
+    with (
+        contextlib.suppress(psycopg.Error, OSError),
+        socket.socket(fileno=os.dup(connection.fileno())) as line,
+    ):
+        line.shutdown(socket.SHUT_RDWR)
 
 
 def plain_url(url: str) -> str:

@@ -4,6 +4,7 @@ import logging
 from dataclasses import dataclass
 
 from outbox.errors import GuardViolation, SchemaError
+from outbox.storage.version import LATEST
 from relay import database
 from relay.database import Connection, OutcomeUnknown
 from relay.progress import Progress, ShardRow
@@ -31,6 +32,8 @@ COUNTERS = """
 SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint,
        (SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM outbox_event_position_seq)
 """
+
+VERSION = "SELECT max(version) FROM outbox_schema"
 
 IDENTITY = "SELECT system_identifier, database_oid, timeline, kafka_cluster_id FROM outbox_identity"
 
@@ -64,6 +67,7 @@ def examine(connection: Connection, kafka_cluster_id: str | None) -> Surrounding
 
     Raises GuardViolation naming what differs. `kafka_cluster_id` None: the broker does not tell.
     """
+    _compare_version(connection)
     row = database.execute(connection, FACTS).fetchone()
     assert row is not None
     here = Surroundings(*row)
@@ -92,6 +96,14 @@ def examine(connection: Connection, kafka_cluster_id: str | None) -> Surrounding
         )
     _compare(connection, here, kafka_cluster_id)
     return here
+
+
+def _compare_version(connection: Connection) -> None:
+    found = database.execute(connection, VERSION).fetchone()
+    if found != (LATEST,):
+        version = (found and found[0]) or 0
+        remedy = "run: outbox-relay db upgrade" if version < LATEST else "upgrade the program"
+        raise SchemaError(f"schema version {version} is not this release's {LATEST}; {remedy}")
 
 
 def _compare(connection: Connection, here: Surroundings, cluster: str | None) -> None:

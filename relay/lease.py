@@ -12,6 +12,7 @@ from typing import Any
 
 import psycopg
 
+from outbox.errors import OutboxError
 from relay import database
 from relay.database import Connection, Database, OutcomeUnknown
 from relay.loop import Complaint
@@ -86,10 +87,15 @@ class Lease:
             values = {"shard": self._shard, "owner": self._owner, "state": json.dumps(self._state)}
             database.execute(connection, RELEASE, values)
             database.execute(connection, FAREWELL, values)
-        except (OutcomeUnknown, psycopg.OperationalError) as error:
+        except (OutcomeUnknown, OutboxError, psycopg.OperationalError) as error:
             log.warning("lease of shard %d was not released and will run out: %s", self._shard, error)
         finally:
             self._disconnect()
+
+    def break_off(self) -> None:
+        """From another thread: end whatever waits for the database."""
+        if self._connection is not None:
+            database.break_off(self._connection)
 
     def _take(self) -> bool:
         connection = self._connected()

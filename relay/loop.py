@@ -1,39 +1,47 @@
 """Looping, sleeping, complaining and stopping: here and nowhere else."""
 
 import logging
-import threading
 import time
 from collections.abc import Callable
+from queue import Empty, SimpleQueue
 
 REPEAT_COMPLAINT = 30.0
 
 
 class Bell:
-    """Wakes a sleeper: rung when there is work, or when it is time to stop."""
+    """Wakes one sleeper: rung when there is work, or when it is time to stop.
+
+    Rung from signal handlers too, hence the queue: its `put` may interrupt itself, the lock inside an Event
+    would wait for the very thread that the signal interrupted.
+    """
 
     def __init__(self) -> None:
-        self._event = threading.Event()
-        self._stopping = threading.Event()
+        self._rings: SimpleQueue[None] = SimpleQueue()
+        self._stopping = False
 
     def ring(self) -> None:
         """There is work: do not sleep on."""
-        self._event.set()
+        if self._rings.empty():
+            self._rings.put(None)
 
     def stop(self) -> None:
-        """End every loop that sleeps on this bell."""
-        self._stopping.set()
-        self._event.set()
+        """End the loop that sleeps on this bell."""
+        self._stopping = True
+        self._rings.put(None)
 
     @property
     def stopping(self) -> bool:
-        return self._stopping.is_set()
+        return self._stopping
 
-    def sleep(self, seconds: float) -> None:
-        """Rest until the bell rings, at most `seconds`."""
-        if seconds > 0 and not self.stopping:
-            self._event.wait(seconds)
-        if not self.stopping:
-            self._event.clear()
+    def sleep(self, seconds: float) -> bool:
+        """Rest until the bell rings, at most `seconds`. False when they passed in silence."""
+        if self._stopping:
+            return True
+        try:
+            self._rings.get(timeout=max(0.0, seconds))
+        except Empty:
+            return False
+        return True
 
 
 def run(work: Callable[[], float], bell: Bell) -> None:

@@ -75,6 +75,11 @@ class Ring:
             self._connection.close()
             self._connection = None
 
+    def break_off(self) -> None:
+        """From another thread: end whatever waits for the database."""
+        if self._connection is not None:
+            database.break_off(self._connection)
+
     def _truncate(self, connection: Connection, leaf: str) -> bool:
         if database.execute(connection, FILLED.format(leaf=leaf)).fetchone() == (False,):
             return False

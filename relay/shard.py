@@ -3,27 +3,26 @@
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import takewhile
 from typing import Any
 
 import psycopg
 
 from outbox import hooks
 from outbox.errors import Fenced
-from relay import guards
+from relay import database, guards
 from relay.config import RelayConfig
 from relay.database import Connection, Database, OutcomeUnknown
 from relay.lease import Lease
 from relay.look import Look, Looker
 from relay.loop import Complaint
-from relay.producers import Abandoned, Chunk, Interrupted, Producer, Refused, Target, address
+from relay.outgoing import Outgoing, page
+from relay.producers import Abandoned, Chunk, Interrupted, Producer, Refused
 from relay.progress import Progress, ShardRow
 from relay.reader import DeltaReader
-from relay.row import POSITION, TOPIC, Row
+from relay.row import Row
 from relay.topics import Topics, UnknownTopic
 
 log = logging.getLogger("relay.shard")
@@ -46,6 +45,12 @@ TOPICS_EVERY = 60.0
 
 TROUBLED = 1.0
 """Seconds before another attempt after a failure."""
+
+SILENT = 5.0
+"""Seconds without an acknowledgement for what is on its way before `status` says so."""
+
+ASK_EVERY = 5.0
+"""Seconds between two questions to brokers that seemed to be gone while nothing was sent."""
 
 HALTED = 10.0
 """Seconds before a refused row is tried again: an operator may have raised the topic's limit."""
@@ -75,6 +80,8 @@ class _Held:
     busy_at: float = 0.0
     advanced_at: float = 0.0
     topics_at: float = 0.0
+    asked_at: float = 0.0
+    noted_low: int = 0
     examined_at: float = field(default_factory=time.monotonic)
 
 
@@ -103,6 +110,7 @@ class Shard:
         self._stop_by: float | None = None
         self._status = status
         self._complaint = Complaint(log)
+        self._heard_at = 0.0
 
     def run_once(self) -> Did:
         """Publish what is new, or find out why not. Raises only what an operator has to mend."""
@@ -119,7 +127,8 @@ class Shard:
         except (OutcomeUnknown, psycopg.OperationalError) as error:
             return self._again("waiting", f"database {self._database}: {error}")
         except Abandoned:
-            self.let_go()
+            if not self._stopping():
+                self.let_go()
             return Did(0, 0.0)
         except UnknownTopic as missing:
             return self._troubled("waiting", str(missing), TROUBLED)
@@ -130,12 +139,7 @@ class Shard:
             return self._troubled(
                 "halted", f"{refused}; nothing behind it is sent until this is mended", HALTED
             )
-        self._complaint.settled()
-        self._status |= {
-            "state": "carrying",
-            "alarm": None,
-            "published": self._status["published"] + did.published,
-        }
+        self._well(held)
         return did
 
     def let_go(self) -> None:
@@ -155,11 +159,16 @@ class Shard:
             try:
                 if held.sent:
                     self._confirm(held)
-                else:
+                elif held.state.low > held.noted_low:
                     held.row.mark_low(held.state, held.state.low)
             except (Fenced, OutcomeUnknown) as error:
                 log.info("the last delta was not confirmed and will be sent again: %s", error)
         self.let_go()
+
+    def break_off(self) -> None:
+        """From another thread: end whatever waits for the database; its outcome is unknown."""
+        for connection in self._held.connections if self._held is not None else ():
+            database.break_off(connection)
 
     def _begin(self) -> _Held:
         """Claim the shard and believe its row; the broker comes first, so that a claim is not idle."""
@@ -192,6 +201,7 @@ class Shard:
             producer=producer,
             state=state,
             surroundings=here,
+            noted_low=state.low,
         )
         log.info("shard %d: claimed with epoch %d, delta %d", state.shard, state.epoch, state.delta)
         return self._held
@@ -209,33 +219,56 @@ class Shard:
         if began - held.examined_at >= EXAMINE_EVERY:
             guards.examine(held.connections[0], None)
             held.examined_at = began
+        if began - held.topics_at >= TOPICS_EVERY:
+            # Counts change between deltas only, and under steady traffic no delta is confirmed alone.
+            held.topics_at = began
+            if held.sent:
+                self._confirm(held)
+            held.topics.refresh(held.state)
         look = held.looker.look(held.state.next or held.state.done)
         if look.empty:
             return Did(0, self._idle(held, look, slow=time.monotonic() - began > SLOW_LOOK))
         move = held.row.confirm_and_plan if held.sent else held.row.plan
-        held.state, held.sent = move(held.state, look), False
+        held.state, held.sent, held.noted_low = move(held.state, look), False, 0
         hooks.fire("relay.planned", shard=held.state.shard, delta=held.state.delta)
-        pages = held.reader.chunks(held.state) if look.rows is None else _page(look.rows)
+        pages = held.reader.chunks(held.state) if look.rows is None else page(look.rows)
         published = self._send(held, pages)
         held.busy_at = time.monotonic()
         return Did(published, 0.0 if look.rows is None else self._config.poll_busy.total_seconds())
 
     def _send(self, held: _Held, pages: Generator[list[Row]]) -> int:
         """Deliver the planned delta above `low`. Sets `held.sent` once every row is acknowledged."""
-        outgoing = _Outgoing(held, pages, self._stopping)
-        marked_at = time.monotonic()
+        outgoing = Outgoing(held.topics, held.state, pages, self._stopping)
+        published = 0
+        self._heard_at = marked_at = time.monotonic()
         with closing(outgoing.chunks()) as chunks:
-            for low in held.producer.deliver(chunks, self._alive):
+            for low in held.producer.deliver(self._timed(chunks), self._alive):
                 hooks.fire("relay.acknowledged", shard=held.state.shard, low=low)
-                if time.monotonic() - marked_at < LOW_EVERY:
+                now = time.monotonic()
+                if now - marked_at < LOW_EVERY:
                     held.state = dataclasses.replace(held.state, low=low)
                 else:
-                    held.state = held.row.mark_low(held.state, low)
-                    marked_at = time.monotonic()
+                    held.state, held.noted_low = held.row.mark_low(held.state, low), low
+                    marked_at = now
+                published += self._heard(held, outgoing.arrived(low), now)
         if outgoing.missing is not None:
             raise outgoing.missing
         held.sent = outgoing.complete
-        return outgoing.rows
+        return published
+
+    def _timed(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+        """What takes long to read is no silence of the broker."""
+        for chunk in chunks:
+            self._heard_at = time.monotonic()
+            yield chunk
+
+    def _heard(self, held: _Held, rows: int, now: float) -> int:
+        """Count rows as they are acknowledged: a large delta takes minutes, an interrupted one counts."""
+        silent, self._heard_at = now - self._heard_at > SILENT, now
+        self._status["published"] += rows
+        if silent:
+            self._well(held)
+        return rows
 
     def _idle(self, held: _Held, look: Look, *, slow: bool) -> float:
         """Nothing is new: do what was put off, then rest the longer the quieter it is."""
@@ -245,9 +278,9 @@ class Shard:
         if held.sent:
             if quiet >= CONFIRM_AFTER:
                 self._confirm(held)
-        elif now - held.topics_at >= TOPICS_EVERY:
-            held.topics.refresh(held.state)
-            held.topics_at = now
+        elif held.producer.trouble() is not None and now - held.asked_at >= ASK_EVERY:
+            held.asked_at = now
+            held.producer.cluster_id()
         elif (
             slow or (len(done.running) > MANY_RUNNING and done.running - look.snapshot.running)
         ) and now - held.advanced_at >= ADVANCE_EVERY:
@@ -261,11 +294,23 @@ class Shard:
         hooks.fire("relay.confirmed", shard=held.state.shard, delta=held.state.delta)
 
     def _alive(self) -> bool:
+        now = time.monotonic()
+        if now - self._heard_at > SILENT:
+            why = self._producer.trouble() if self._producer is not None else None
+            self._troubled("waiting", f"the broker acknowledges nothing: {why or 'it gives no reason'}", 0)
         if self._stopping():
-            now = time.monotonic()
             self._stop_by = self._stop_by or now + self._config.stop_timeout.total_seconds()
             return self._lease.held and now < self._stop_by
         return self._lease.held
+
+    def _well(self, held: _Held) -> None:
+        """Nothing is wrong on our side; what the client says of its brokers shows in `status` too."""
+        trouble = held.producer.trouble()
+        if trouble is None:
+            self._complaint.settled()
+        else:
+            self._complaint.say(trouble)
+        self._status |= {"state": "carrying" if trouble is None else "waiting", "alarm": trouble}
 
     def _again(self, state: str, why: str) -> Did:
         """Drop the claim; the next round starts from the row."""
@@ -276,50 +321,3 @@ class Shard:
         self._status |= {"state": state, "alarm": why}
         self._complaint.say(why, level=logging.ERROR if state == "halted" else logging.WARNING)
         return Did(0, rest)
-
-
-class _Outgoing:
-    """The rows of one delta with their targets; ends early at a topic that does not exist, or to stop."""
-
-    def __init__(self, held: _Held, pages: Generator[list[Row]], stopping: Callable[[], bool]) -> None:
-        self._held = held
-        self._pages = pages
-        self._stopping = stopping
-        self.rows = 0
-        self.complete = False
-        self.missing: UnknownTopic | None = None
-
-    def chunks(self) -> Generator[Chunk]:
-        """Close it to end the reading too, before the connection is closed."""
-        with closing(self._pages) as pages:
-            for page in pages:
-                if self._stopping():
-                    return
-                rows, targets = self._address(page)
-                if rows:
-                    hooks.fire(
-                        "relay.sending", shard=self._held.state.shard, rows=len(rows), last=rows[-1][POSITION]
-                    )
-                    self.rows += len(rows)
-                    yield Chunk(self._held.state.stream, rows, targets)
-                if self.missing is not None:
-                    return
-            self.complete = True
-
-    def _address(self, page: list[Row]) -> tuple[list[Row], list[Target]]:
-        """The rows in front of the first whose topic is missing, and where each goes."""
-        resolve = partial(self._held.topics.resolve, self._held.state)
-        try:
-            return page, list(address(page, resolve))
-        except UnknownTopic as missing:
-            self.missing = missing
-            rows = [*takewhile(partial(_goes_elsewhere, missing.topic.encode()), page)]
-            return rows, list(address(rows, resolve))
-
-
-def _page(rows: list[Row]) -> Generator[list[Row]]:
-    yield rows
-
-
-def _goes_elsewhere(topic: bytes, row: Row) -> bool:
-    return row[TOPIC] != topic

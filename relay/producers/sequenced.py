@@ -109,7 +109,8 @@ class SequencedProducer:
         for code in GRAVE:
             for complaint in reversed(self._complaints):
                 if complaint.code() == code:
-                    return complaint.str()
+                    # Without the counts behind it, which change from one time to the next.
+                    return complaint.str().partition(" (after ")[0]
         return None
 
     def close(self) -> None:
