@@ -78,7 +78,7 @@ class BatchRunner:
         }
         hooks.fire("consumer.batch.begin", **facts)
         try:
-            sifted = self.sieve.sift(batch.messages, batch.marks)
+            sifted = self.sieve.sift(claim.topic, batch.messages, batch.marks)
             connection = self.engine.connect()
         except Exception as error:
             return Failed(error)
@@ -101,7 +101,7 @@ class BatchRunner:
             # The transaction is ours: a handler's session.commit() flushes, its session.rollback() fails the
             # batch.
             with self.sessions(bind=connection, join_transaction_mode="rollback_only") as session:
-                handlers.apply(session, sifted.tasks)
+                handlers.apply(session, sifted.runs)
                 session.commit()
             _check_still_open(connection, transaction)
             hooks.fire("consumer.batch.before_commit", **facts)
@@ -113,7 +113,7 @@ class BatchRunner:
                 return Unknown(error)
             _roll_back(connection)
             return Failed(error)
-        return Committed(batch.next, sifted.marks, len(sifted.tasks), sifted.repeats, sifted.skipped)
+        return Committed(batch.next, sifted.marks, sifted.applied, sifted.repeats, sifted.skipped)
 
     def _advance(self, connection: Connection, batch: Batch, sifted: Sifted) -> bool:
         claim = batch.claim

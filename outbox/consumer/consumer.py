@@ -25,7 +25,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from outbox.consumer.handlers import Handlers
 from outbox.consumer.health import Health
-from outbox.consumer.member import Member, Setup
+from outbox.consumer.member import Member, Setup, client
 from outbox.consumer.properties import admin_properties, consumer_properties
 from outbox.consumer.readiness import wait_for_database, wait_for_topics
 from outbox.consumer.settings import Settings, Start, Unknown
@@ -150,6 +150,7 @@ class Consumer:
         return Health(group=self.group, members=tuple(member.health() for member in tuple(self._members)))
 
     def _consume(self, setup: Setup, threads: int) -> None:
+        client(setup, setup.properties).close()  # properties are refused before anybody waits for a server
         identities = setup.new_identities(admin_properties(setup.properties))
         patience = setup.settings.wait_for_topics.total_seconds()
         if not (

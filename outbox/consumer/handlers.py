@@ -1,9 +1,8 @@
 """Which function applies which record."""
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -31,21 +30,27 @@ class Handler:
     tombstones: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
-    """One record on its way to its handler."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Route:
+    """Where records of one topic and type go. wire_type: "" for records that are not decoded."""
 
-    message: Polled
     handler: Handler
     wire_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Neighbouring records on one route."""
+
+    route: Route
+    messages: list[Polled]
 
 
 class Handlers:
     """All handlers of one consumer, found by topic and type."""
 
     def __init__(self) -> None:
-        self._by_type: dict[tuple[str, bytes], tuple[Handler, str]] = {}
-        self._by_topic: dict[str, Handler] = {}
+        self._routes: dict[str, dict[bytes | None, Route]] = {}
 
     def add(
         self,
@@ -69,54 +74,49 @@ class Handlers:
         )
         if not events:
             assert topic is not None
-            if topic in self._by_topic:
-                raise ConfigurationError(
-                    f"topic {topic} has a handler already; {name} cannot be a second one"
-                )
-            self._by_topic[topic] = handler
+            self._route(topic, None, Route(handler, ""), name, f"topic {topic}")
         for event in events:
             if not is_named(event):
                 raise ConfigurationError(
                     f"{event.__qualname__} has no name on the wire; {name} cannot handle it"
                 )
-            key = (topic or event.__topic__, event.__wire_type__.encode())
-            if key in self._by_type:
-                raise ConfigurationError(
-                    f"{event.__wire_type__} on topic {key[0]} has a handler already; {name} cannot be a "
-                    "second one. Call both from one handler, or give the second its own consumer group"
-                )
-            self._by_type[key] = (handler, event.__wire_type__)
+            where, type_ = topic or event.__topic__, event.__wire_type__
+            self._route(where, type_.encode(), Route(handler, type_), name, f"{type_} on topic {where}")
+
+    def _route(self, topic: str, type_: bytes | None, route: Route, name: str, what: str) -> None:
+        routes = self._routes.setdefault(topic, {})
+        if type_ in routes:
+            raise ConfigurationError(
+                f"{what} has a handler already; {name} cannot be a second one. Call both from one "
+                "handler, or give the second its own consumer group"
+            )
+        routes[type_] = route
 
     @property
     def topics(self) -> list[str]:
         """What to subscribe to."""
-        return sorted({topic for topic, _ in self._by_type} | set(self._by_topic))
+        return sorted(self._routes)
 
-    def find(self, topic: str, type_: bytes | None) -> tuple[Handler, str] | None:
-        """The handler of a record, with its type in words; None if nobody handles it."""
-        if type_ is not None:
-            found = self._by_type.get((topic, type_))
-            if found is not None:
-                return found
-        handler = self._by_topic.get(topic)
-        return None if handler is None else (handler, "")
+    def routes(self, topic: str) -> Mapping[bytes | None, Route]:
+        """By type; under None the route of all records of the topic that have no other."""
+        return self._routes.get(topic, {})
 
 
-def apply(session: Session, tasks: Iterable[Task]) -> None:
-    """Call the handlers in the records' order; neighbours of one type go to a bulk handler together."""
-    for (handler, wire_type), run in groupby(tasks, key=lambda task: (task.handler, task.wire_type)):
+def apply(session: Session, runs: Iterable[Run]) -> None:
+    """Call the handlers in the records' order; a bulk handler gets a run at once."""
+    for run in runs:
+        handler, wire_type = run.route.handler, run.route.wire_type
         if handler.bulk:
-            messages = [task.message for task in run]
-            events = [_event(handler, wire_type, message) for message in messages]
+            events = [_event(handler, wire_type, message) for message in run.messages]
             if handler.wants_record:
-                handler.function(session, events, [record_of(message) for message in messages])
+                handler.function(session, events, [record_of(message) for message in run.messages])
             else:
                 handler.function(session, events)
             continue
-        for task in run:
-            event = _event(handler, wire_type, task.message)
+        for message in run.messages:
+            event = _event(handler, wire_type, message)
             if handler.wants_record:
-                handler.function(session, event, record_of(task.message))
+                handler.function(session, event, record_of(message))
             else:
                 handler.function(session, event)
 

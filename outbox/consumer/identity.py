@@ -43,8 +43,8 @@ class Identities(Protocol):
     def look(self, topics: Iterable[str]) -> dict[str, TopicIdentity | TopicMissing]:
         """Ask the brokers now. Raises KafkaException if they do not answer."""
 
-    def ask(self, topics: Iterable[str]) -> None:
-        """Begin to ask, without waiting; at most one question is under way."""
+    def ask(self, topics: Iterable[str]) -> bool:
+        """Begin to ask, without waiting; False while an earlier question has no answer."""
 
     def answers(self) -> dict[str, TopicIdentity | TopicMissing]:
         """What came back since `ask`, without waiting."""
@@ -67,14 +67,17 @@ class BrokerIdentities:
         names = sorted(set(topics))
         if self._cluster_id is None or self._cluster_id.startswith(MOCK):
             self._cluster_id = self._admin.list_topics(timeout=self._timeout).cluster_id
-        else:
-            cluster = self._admin.describe_cluster(request_timeout=self._timeout)
-            self._cluster_id = cluster.result(self._timeout).cluster_id
-        return self._collect(self._describe(names))
+            return self._collect(self._describe(names))
+        cluster = self._admin.describe_cluster(request_timeout=self._timeout)
+        topics = self._describe(names)
+        self._cluster_id = cluster.result(self._timeout).cluster_id
+        return self._collect(topics)
 
-    def ask(self, topics: Iterable[str]) -> None:
-        if not self._asked and self._cluster_id is not None:
-            self._asked = self._describe(sorted(set(topics)))
+    def ask(self, topics: Iterable[str]) -> bool:
+        if self._asked or self._cluster_id is None:
+            return False
+        self._asked = self._describe(sorted(set(topics)))
+        return True
 
     def answers(self) -> dict[str, TopicIdentity | TopicMissing]:
         if not self._asked or not all(future.done() for future in self._asked.values()):

@@ -57,6 +57,14 @@ class Setup:
     new_identities: Callable[[Mapping[str, Any]], Identities] = BrokerIdentities
 
 
+def client(setup: Setup, properties: Mapping[str, Any]) -> KafkaConsumer:
+    """A Kafka client of the group. Raises ConfigurationError for properties that it does not take."""
+    try:
+        return setup.new_client(dict(properties))
+    except KafkaException as error:
+        raise ConfigurationError(f"Kafka client of group {setup.group}: {describe(error)}") from error
+
+
 class Member:
     """Reads, applies, claims; `run_once` does a piece of each and never raises for what can mend itself."""
 
@@ -74,10 +82,7 @@ class Member:
         """A new Kafka client, and everything that belongs to it."""
         setup, settings = self._setup, self._setup.settings
         properties = {**setup.properties, "error_cb": self._on_error}
-        try:
-            self._client = setup.new_client(properties)
-        except KafkaException as error:
-            raise ConfigurationError(f"Kafka client of group {setup.group}: {describe(error)}") from error
+        self._client = client(setup, properties)
         self._assignment = Assignment(self._client, setup.group, incremental=is_incremental(properties))
         claimer = Claimer(
             engine=setup.engine, group=setup.group, owner=self._owner, patience=settings.claim_patience
@@ -180,7 +185,6 @@ class Member:
         ready = []
         for partition in self._assignment.partitions.values():
             if partition.runnable(now):
-                partition.hear(now)
                 partition.rounds += 1
                 if drained or len(partition.polled) >= size or partition.rounds >= PATIENCE:
                     ready.append(partition)

@@ -29,11 +29,6 @@ class Status(enum.StrEnum):
     STOPPED = "stopped"
 
 
-SILENCE = 0.25
-"""Seconds without records after which the topic's id is asked again. When a topic is deleted, the client's
-fetches fail and pause for fetch.error.backoff.ms (500 ms) before they can succeed in a new one."""
-
-
 @dataclass(slots=True)
 class Partition:
     """One assigned partition.
@@ -41,10 +36,10 @@ class Partition:
     claim: our right to move its offset; None until claimed (again). expected: the row's next_offset.
     position: the offset the next polled record should have. fresh: nothing was polled since it was
     positioned. doubted: the offset a first record had beyond `position`, not believed yet. verified: its
-    topic was seen to be the claimed one since it was positioned and since it was last silent. heard: when it
-    last had records. polled: records not run yet; rounds: for how many rounds they wait. singly: how many
-    records are to be run one by one. tries: of the first record. failures: in a row, for the backoff. due:
-    before this it rests. reason: why it does not read. Times are monotonic.
+    topic was seen to be the claimed one after records were polled there. polled: records not run yet; rounds:
+    for how many rounds they wait. singly: how many records are to be run one by one. tries: of the first
+    record. failures: in a row, for the backoff. due: monotonic time before which it rests. reason: why it
+    does not read.
     """
 
     topic: str
@@ -56,7 +51,6 @@ class Partition:
     fresh: bool = True
     doubted: int | None = None
     verified: bool = False
-    heard: float = 0.0
     polled: list[Polled] = field(default_factory=list)
     rounds: int = 0
     singly: int = 0
@@ -140,12 +134,6 @@ class Partition:
     def runnable(self, now: float) -> bool:
         """Are there records that may be run now?"""
         return self.reads() and bool(self.polled) and self.due <= now
-
-    def hear(self, now: float) -> None:
-        """It has records. After a silence they may be those of another topic of that name."""
-        if now - self.heard > SILENCE:
-            self.verified = False
-        self.heard = now
 
     def batch(self, size: int) -> Batch:
         """The next records to run in one transaction."""

@@ -62,7 +62,7 @@ def wait_for_database(engine: Engine, stop: threading.Event) -> bool:
 
 def _check_database(engine: Engine) -> None:
     with engine.connect() as connection:
-        if connection.get_isolation_level() == "AUTOCOMMIT":
+        if getattr(connection.connection.driver_connection, "autocommit", False):
             raise ConfigurationError(
                 "the engine runs in AUTOCOMMIT, where results and offset cannot be stored together; "
                 "create it without isolation_level='AUTOCOMMIT'"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Message
@@ -39,7 +39,8 @@ class Record:
 
 def headers_of(message: Polled) -> Sequence[tuple[str, bytes | None]]:
     """All headers, in order."""
-    return cast(Sequence[tuple[str, bytes | None]], message.headers() or ())
+    headers: Any = message.headers()
+    return headers or ()
 
 
 def header(message: Polled, name: str) -> bytes | None:

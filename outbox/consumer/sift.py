@@ -4,12 +4,12 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from outbox.consumer.handlers import Handlers, Task
+from outbox.consumer.handlers import Handlers, Route, Run
 from outbox.consumer.record import Polled, headers_of
 from outbox.consumer.settings import Unknown
 from outbox.consumer.watermark import Marks
 from outbox.errors import Reject
-from outbox.record import SEQ, TYPE, Seq
+from outbox.record import SEQ, TYPE
 
 log = logging.getLogger(__name__)
 
@@ -18,8 +18,9 @@ log = logging.getLogger(__name__)
 class Sifted:
     """What a batch has to do, and the marks once it is done."""
 
-    tasks: list[Task]
+    runs: list[Run]
     marks: Marks
+    applied: int
     repeats: int
     skipped: int
 
@@ -32,38 +33,42 @@ class Sieve:
         self._unknown = unknown
         self._said: set[tuple[str, str]] = set()
 
-    def sift(self, messages: Sequence[Polled], marks: Marks) -> Sifted:
+    def sift(self, topic: str, messages: Sequence[Polled], marks: Marks) -> Sifted:
         """`marks` stays as it is. Raises UndecodableRecord or Reject for a record that can never pass."""
         marks = marks.copy()
-        tasks: list[Task] = []
+        routes = self._handlers.routes(topic)
+        other = routes.get(None)
+        runs: list[Run] = []
+        last: Route | None = None
         repeats = skipped = 0
         for message in messages:
-            type_: bytes | None = None
-            seq: bytes | None = None
+            type_ = seq = None
             for name, value in headers_of(message):
                 if name == SEQ:
                     seq = seq or value
                 elif name == TYPE:
                     type_ = type_ or value
             # A record without the header is foreign: only its offset tells whether it was read before.
-            if seq is not None and not marks.admit(Seq.parse(seq)):
+            if seq is not None and not marks.admit_encoded(seq):
                 repeats += 1
                 continue
-            topic = message.topic() or ""
-            found = self._handlers.find(topic, type_)
-            if found is None:
-                self._refuse(topic, "no type header" if type_ is None else f"type {_text(type_)}")
+            route = routes.get(type_, other)
+            if route is None:
+                self._refuse(topic, type_)
                 skipped += 1
-            elif message.value() is None and not found[0].tombstones:
-                self._say(
-                    topic, f"tombstones of {found[1]}", "its handler is not registered with tombstones=True"
-                )
+            elif message.value() is None and not route.handler.tombstones:
+                what = f"tombstones of {route.wire_type}"
+                self._say(topic, what, "its handler is not registered with tombstones=True")
                 skipped += 1
+            elif route is last:
+                runs[-1].messages.append(message)
             else:
-                tasks.append(Task(message, *found))
-        return Sifted(tasks, marks, repeats, skipped)
+                runs.append(Run(route, [message]))
+                last = route
+        return Sifted(runs, marks, len(messages) - repeats - skipped, repeats, skipped)
 
-    def _refuse(self, topic: str, what: str) -> None:
+    def _refuse(self, topic: str, type_: bytes | None) -> None:
+        what = "no type header" if type_ is None else f"type {type_.decode('utf-8', 'replace')}"
         if self._unknown == "stop":
             raise Reject(
                 f"a record with {what} on topic {topic} has no handler; register one with @consumer.on, "
@@ -75,7 +80,3 @@ class Sieve:
         if (topic, what) not in self._said:
             self._said.add((topic, what))
             log.warning("%s on topic %s are skipped: %s (said once)", what, topic, why)
-
-
-def _text(value: bytes) -> str:
-    return value.decode("utf-8", "replace")

@@ -1,8 +1,10 @@
 """Stop a partition before a record is applied at an offset that was never meant for it.
 
 A name can come to mean another topic while it is read: deleted and made again, it goes on silently at the old
-offset. Only its id tells, so the id is compared when a partition is claimed, before its first batch after
-each positioning, when the client reports anything odd about the topic, and every few seconds.
+offset. Only its id tells, so the id is asked when a partition is claimed, after its first records since it
+was positioned were polled, and again and again while records flow. An answer holds for TRUST seconds: when a
+topic is deleted, the client's fetches fail, and pause for fetch.error.backoff.ms (500 ms) before they can
+succeed in a new one.
 """
 
 import logging
@@ -23,6 +25,12 @@ log = logging.getLogger(__name__)
 AGAIN = 0.5
 """Seconds before brokers that gave no answer are asked again."""
 
+TRUST = 0.4
+"""Seconds for which a topic that was seen to be the right one is taken for it."""
+
+AHEAD = 0.2
+"""Seconds after which the next question is asked without waiting, so that a flow of records never waits."""
+
 
 class Vigil:
     """Watches over the positions of one member."""
@@ -34,11 +42,15 @@ class Vigil:
         self._assignment = assignment
         self._identities = identities
         self._every = every.total_seconds()
-        self._next = time.monotonic() + self._every
+        self._asked = 0.0
+        self._flowed = False
+        self._seen: dict[str, float] = {}
 
     def verify(self, partitions: Sequence[Partition]) -> None:
-        """Ask, after their records were polled, whether these are still the topics that were claimed."""
-        doubtful = [partition for partition in partitions if not partition.verified]
+        """Make sure, after their records were polled, that these are still the topics that were claimed."""
+        now = time.monotonic()
+        self._flowed = True
+        doubtful = [p for p in partitions if not p.verified or now - self._seen.get(p.topic, 0.0) > TRUST]
         if not doubtful:
             return
         try:
@@ -46,27 +58,30 @@ class Vigil:
         except KafkaException as error:
             log.info("the brokers do not say which topics these are: %s", describe(error))
             for partition in doubtful:
+                partition.verified = False
                 partition.due = time.monotonic() + AGAIN
             return
-        self._compare(doubtful, found)
+        self._compare(self._assignment.partitions.values(), found, now)
         for partition in doubtful:
             partition.verified = partition.reads()
 
     def tick(self) -> None:
         """Ask from time to time; never waits for the answer."""
         partitions = self._assignment.partitions.values()
-        self._compare(list(partitions), self._identities.answers())
+        if answers := self._identities.answers():
+            self._compare(partitions, answers, self._asked)
         now = time.monotonic()
-        if partitions and now >= self._next:
-            self._next = now + self._every
-            self._identities.ask(partition.topic for partition in partitions)
+        due = now - self._asked >= (AHEAD if self._flowed else self._every)
+        if partitions and due and self._identities.ask(partition.topic for partition in partitions):
+            self._asked = now
+            self._flowed = False
 
     def suspect(self, topic: str | None) -> None:
         """The client reported something odd: believe nothing of this topic (None: of any) before asking."""
-        for partition in self._assignment.partitions.values():
-            if topic is None or partition.topic == topic:
-                partition.verified = False
-        self._next = 0.0
+        if topic is None:
+            self._seen.clear()
+        else:
+            self._seen.pop(topic, None)
 
     def out_of_range(self, partition: Partition) -> None:
         """The brokers have no record at our position. Stop, unless they were wrong for a moment."""
@@ -101,19 +116,22 @@ class Vigil:
         self._assignment.stop(partition, reason)
 
     def _compare(
-        self, partitions: Iterable[Partition], found: dict[str, TopicIdentity | TopicMissing]
+        self, partitions: Iterable[Partition], found: dict[str, TopicIdentity | TopicMissing], asked: float
     ) -> None:
-        for partition in partitions:
+        for topic, identity in found.items():
+            if isinstance(identity, TopicIdentity):
+                self._seen[topic] = max(asked, self._seen.get(topic, 0.0))
+        for partition in list(partitions):
             if partition.claim is None or partition.stopped or partition.topic not in found:
                 continue
-            identity, claimed = found[partition.topic], partition.claim.identity
-            if isinstance(identity, TopicMissing):
-                partition.release(f"{identity} any more", AGAIN)
+            answer, claimed = found[partition.topic], partition.claim.identity
+            if isinstance(answer, TopicMissing):
+                partition.release(f"{answer} any more", AGAIN)
                 self._assignment.pause(partition)
-            elif not identity.agrees(claimed):
+            elif not answer.agrees(claimed):
                 self._assignment.stop(
                     partition,
-                    identity.difference(
+                    answer.difference(
                         partition.topic, cluster_id=claimed.cluster_id, topic_id=claimed.topic_id
                     )
                     + " Its stored offset means other records",

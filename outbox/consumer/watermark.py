@@ -19,16 +19,44 @@ Place = tuple[int, int]
 class Marks:
     """The highest place applied per source and shard, of the source's highest generation."""
 
-    __slots__ = ("_sources",)
+    __slots__ = ("_here", "_shards", "_sources", "_stream")
 
     def __init__(self, sources: dict[str, tuple[int, dict[int, Place]]] | None = None) -> None:
         self._sources = sources or {}
+        self._stream = b""
+        self._shards: dict[int, Place] = {}
+        self._here = 0
+
+    def admit_encoded(self, value: bytes) -> bool:
+        """`admit` for a header as it stands; raises UndecodableRecord for what no relay wrote.
+
+        Neighbours nearly always come from one stream, so its part of the header is compared as bytes (0.6
+        instead of 3 µs a record).
+        """
+        stream, _, place = value.rpartition(b":")
+        delta, _, position = place.partition(b".")
+        if stream != self._stream or not (delta.isdigit() and position.isdigit()):
+            return self._enter(stream, Seq.parse(value))
+        here = (int(delta), int(position))
+        if here <= self._shards[self._here]:
+            return False
+        self._shards[self._here] = here
+        return True
+
+    def _enter(self, stream: bytes, seq: Seq) -> bool:
+        """The first record of another stream; one of an older generation has none to enter."""
+        admitted = self.admit(seq)
+        generation, shards = self._sources[seq.source]
+        if generation == seq.generation:
+            self._stream, self._shards, self._here = stream, shards, seq.shard
+        return admitted
 
     def admit(self, seq: Seq) -> bool:
         """True if `seq` is news, which it is from then on no more; False if it is a repeat."""
         known = self._sources.get(seq.source)
         place = (seq.delta, seq.position)
         if known is None or known[0] < seq.generation:
+            self._stream = b""
             self._sources[seq.source] = (seq.generation, {seq.shard: place})
             return True
         generation, shards = known

@@ -12,7 +12,6 @@ from outbox.consumer.identity import TopicIdentity
 from outbox.consumer.partition import Arrival, Partition
 from outbox.consumer.record import Polled
 from outbox.consumer.watermark import Marks
-from outbox.record import Seq
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 
@@ -42,10 +41,10 @@ def offset_apart(patch: pytest.MonkeyPatch) -> None:
 def no_marks(patch: pytest.MonkeyPatch) -> None:
     """Nothing is ever a repeat."""
 
-    def admit(_self: Marks, _seq: Seq) -> bool:
+    def admit(_self: Marks, _seq: bytes) -> bool:
         return True
 
-    patch.setattr(Marks, "admit", admit)
+    patch.setattr(Marks, "admit_encoded", admit)
 
 
 def believes_jumps(patch: pytest.MonkeyPatch) -> None:

@@ -107,6 +107,7 @@ class Stage:
         self.partitions = partitions
         self.group = f"group.{topic}"
         self._sent: dict[int, int] = dict.fromkeys(range(partitions), 0)
+        self._put: dict[int, int] = dict.fromkeys(range(partitions), 0)
         self._producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 1})
         with engine.begin() as connection:
             connection.execute(text(TABLE))
@@ -121,6 +122,17 @@ class Stage:
             seq = f"{source}/{generation}/{where}:1.{self._sent[where]}"
             self.put(f"{where}.{self._sent[where]}", partition=where, seq=seq)
         self.flush()
+
+    def repeat(self, partition: int, count: int) -> None:
+        """What a relay does that slept, or died unconfirmed: the last records once more, byte for byte."""
+        last = self._sent[partition]
+        for n in range(max(1, last - count), last + 1):
+            self.put(f"{partition}.{n}", partition=partition, seq=f"s/1/{partition}:1.{n}")
+        self.flush()
+
+    def end(self, partition: int) -> int:
+        """How many records were put there, repeats included."""
+        return self._put[partition]
 
     def put(
         self,
@@ -138,6 +150,7 @@ class Stage:
             headers.append(("type", type_.encode()))
         if seq is not None:
             headers.append(("outbox-seq", seq.encode()))
+        self._put[partition] += 1
         self._producer.produce(topic or self.topic, value, key, partition=partition, headers=headers)
 
     def flush(self) -> None:

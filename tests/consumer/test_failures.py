@@ -132,7 +132,7 @@ def test_failures_of_the_database_are_tried_without_limit(build: StageFactory, e
 
 def test_a_record_that_is_no_event_stops_the_partition(build: StageFactory, seen: Witness) -> None:
     stage = build(partitions=1)
-    consumer, got = counting(stage)
+    consumer, _ = counting(stage)
     for value in ('{"n": 1}', '{"n": 2}', '{"n": "many"}', '{"n": 4}'):
         stage.put(value, type_="thing.counted.v1")
     stage.flush()
