@@ -19,7 +19,7 @@ BENCHMARKS: Mapping[str, Callable[[Place, Sizes], Report]] = {
     "consume": consume.measure,
 }
 
-QUICK = Sizes(rounds=1, events=20_000, many=60_000, seconds=3.0, transactions=200)
+QUICK = Sizes(rounds=1, events=20_000, seconds=3.0, transactions=200)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,7 +52,6 @@ def _sizes(options: argparse.Namespace) -> Sizes:
     return Sizes(
         rounds=options.rounds or standard.rounds,
         events=options.events or standard.events,
-        many=max(standard.many, options.events or 0),
         seconds=options.seconds or standard.seconds,
         transactions=standard.transactions,
     )

@@ -32,9 +32,13 @@ class Sizes:
 
     rounds: int = 5
     events: int = 200_000
-    many: int = 1_000_000
     seconds: float = 10.0
     transactions: int = 1_000
+
+    @property
+    def many(self) -> int:
+        """A backlog beside which `events` is small."""
+        return 5 * self.events
 
 
 @dataclass(slots=True)
