@@ -24,7 +24,7 @@ def upgrade(database_url: str | None, as_json_: bool) -> None:
 
     Run it as the role that shall own the tables: neither the application's nor the relay's.
     """
-    with options.engine(database_url).begin() as connection:
+    with options.connected(database_url) as connection:
         before = ddl.apply(connection)
         ddl.check(connection)
     if as_json_:
@@ -38,7 +38,7 @@ def upgrade(database_url: str | None, as_json_: bool) -> None:
 @options.as_json
 def check(database_url: str | None, as_json_: bool) -> None:
     """Compare the schema with what this program needs. Exit 1 when it does not fit."""
-    with options.engine(database_url).connect() as connection:
+    with options.connected(database_url) as connection:
         problems = ddl.problems(connection)
     if as_json_:
         options.echo_json({"version": ddl.LATEST, "problems": problems})
@@ -78,7 +78,7 @@ def roles(database_url: str | None, create: bool, yes: bool, **names: Any) -> No
         for statement in sql:
             click.echo(f"{statement};")
         return
-    with options.engine(database_url).begin() as connection:
+    with options.connected(database_url) as connection:
         for statement in sql:
             connection.execute(text(statement.replace(":", "\\:")))
     click.echo(f"{len(sql)} statements done")

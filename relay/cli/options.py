@@ -1,17 +1,20 @@
 """Options that several commands share, spelled once."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+import psycopg
 
-from outbox.errors import ConfigurationError
+from outbox.errors import ConfigurationError, SchemaError
 from relay import database
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
+    from sqlalchemy import Connection
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -40,18 +43,46 @@ def database_url(command: F) -> F:
     )(command)
 
 
-def engine(url: str | None) -> "Engine":
-    """For commands that are no daemon. Raises ConfigurationError for a missing or malformed URL."""
+@contextmanager
+def connected(url: str | None) -> "Iterator[Connection]":
+    """One transaction for commands that are no daemon and wait for nothing.
+
+    Raises ConfigurationError for a missing or malformed URL and an unreachable server, SchemaError for what
+    the server refuses.
+    """
     from sqlalchemy import create_engine
+    from sqlalchemy.exc import DBAPIError
     from sqlalchemy.pool import NullPool
 
     if not url:
         raise ConfigurationError("no database; set OUTBOX_DATABASE_URL or pass --database-url")
-    database.describe(url)
-    plain = database.plain_url(url)
-    return create_engine(
-        "postgresql+psycopg://", creator=lambda: database.open_plain(plain), poolclass=NullPool
-    )
+    engine = create_engine("postgresql+psycopg://", creator=partial(_open, url), poolclass=NullPool)
+    try:
+        with engine.begin() as connection:
+            yield connection
+    except DBAPIError as error:
+        said = str(error.orig).strip().splitlines()[0]
+        raise SchemaError(f"the database refuses: {said}; {_remedy(error.orig)}") from error
+
+
+def _open(url: str) -> psycopg.Connection[Any]:
+    where = database.describe(url)
+    try:
+        return database.open_plain(url)
+    except psycopg.OperationalError as error:
+        said = str(error).strip().splitlines()[0]
+        raise ConfigurationError(
+            f"database {where}: {said}; start it or correct OUTBOX_DATABASE_URL"
+        ) from error
+
+
+def _remedy(error: BaseException | None) -> str:
+    if isinstance(error, psycopg.errors.InsufficientPrivilege):
+        return (
+            "run `outbox-relay db` as the role that owns the outbox tables; `outbox-relay db roles` prints "
+            "what other roles need"
+        )
+    return "compare the schema with: outbox-relay db check"
 
 
 def echo_json(document: Any) -> None:

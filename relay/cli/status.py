@@ -30,7 +30,7 @@ FROM outbox_relay ORDER BY started_at DESC LIMIT 50
 @options.as_json
 def status(database_url: str | None, as_json_: bool) -> None:
     """Shards, relays and alarms of one database. Exit 1 while a shard is halted or carried by nobody."""
-    with options.engine(database_url).connect() as connection:
+    with options.connected(database_url) as connection:
         ddl.check(connection)
         shards = [dict(row._mapping) for row in connection.execute(text(SHARDS))]
         relays = [dict(row._mapping) for row in connection.execute(text(RELAYS))]
