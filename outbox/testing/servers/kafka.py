@@ -44,7 +44,10 @@ class KafkaServer:
     def admin(self) -> AdminClient:
         """A client for what a test asks of the cluster itself."""
         if self._admin is None:
-            self._admin = AdminClient({"bootstrap.servers": self.bootstrap, "socket.timeout.ms": 10_000})
+            # Quiet: what goes wrong is raised, and an address that does not answer would be logged 20 times a second.
+            self._admin = AdminClient(
+                {"bootstrap.servers": self.bootstrap, "socket.timeout.ms": 10_000, "log_level": 2}
+            )
         return self._admin
 
     def create_topic(self, name: str, partitions: int = 6, **config: str) -> str:

@@ -127,7 +127,7 @@ class GivenPostgres(PostgresServer):
         try:
             with psycopg.connect(self.url, connect_timeout=10) as connection:
                 self.version = str(connection.info.server_version // 10000)
-        except psycopg.OperationalError as error:
+        except psycopg.Error as error:
             shown = urlsplit(self.url)
             raise ServerFailed(
                 f"OUTBOX_DATABASE_URL names {shown.hostname or 'a local socket'}, which does not answer: "
