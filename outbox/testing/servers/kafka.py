@@ -44,7 +44,7 @@ class KafkaServer:
     def admin(self) -> AdminClient:
         """A client for what a test asks of the cluster itself."""
         if self._admin is None:
-            # Quiet: what goes wrong is raised, and an address that does not answer would be logged 20 times a second.
+            # Quiet: failures are raised, and an address without a broker would be logged 20 times a second.
             self._admin = AdminClient(
                 {"bootstrap.servers": self.bootstrap, "socket.timeout.ms": 10_000, "log_level": 2}
             )
