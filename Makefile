@@ -26,6 +26,14 @@ demo: $(STAMP) ## place orders, kill processes, count what arrived
 test: $(STAMP) ## run the tests on real PostgreSQL and Kafka
 	@$(BIN)/python -m pytest $(ARGS)
 
+.PHONY: test-sqlalchemy20
+test-sqlalchemy20: requirements.lock ## run the writing side's tests on the oldest SQLAlchemy we support
+	@"$(PYTHON)" -m venv .venv.sqlalchemy20
+	@.venv.sqlalchemy20/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes -r requirements.lock
+	@.venv.sqlalchemy20/bin/python -m pip --disable-pip-version-check install --quiet --no-deps "sqlalchemy==2.0.30"
+	@.venv.sqlalchemy20/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation --editable .
+	@.venv.sqlalchemy20/bin/python -m pytest tests/write tests/storage $(ARGS)
+
 .PHONY: check
 check: $(STAMP) ## formatting, lint, types, import rules
 	$(BIN)/ruff format --check .
@@ -50,7 +58,7 @@ lock: ## resolve requirements.lock anew (needs uv)
 
 .PHONY: clean
 clean: ## remove the environment and caches
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv.sqlalchemy20 dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 # The environment: made by pip alone, from pinned and hashed packages; brought up to date when the lock or the project
 # changes, in place, so that what runs from it goes on running.

@@ -10,6 +10,7 @@ one transaction into another.
 """
 
 import threading
+from collections.abc import Callable
 from weakref import WeakKeyDictionary, WeakSet
 
 from sqlalchemy import Connection, Engine, event
@@ -24,12 +25,11 @@ from outbox.row import Row, insert, refuse
 class Pending:
     """The events of one transaction, in emit order, each with the savepoints it stands in."""
 
-    __slots__ = ("_rows", "dropped", "written")
+    __slots__ = ("_rows", "written")
 
     def __init__(self) -> None:
         self._rows: list[tuple[Row, tuple[str, ...]]] = []
         self.written = False
-        self.dropped = False
 
     def add(self, row: Row, savepoints: tuple[str, ...] = ()) -> None:
         self._rows.append((row, savepoints))
@@ -41,7 +41,6 @@ class Pending:
     def drop(self) -> None:
         """The transaction was rolled back."""
         self._rows.clear()
-        self.dropped = True
 
     @property
     def rows(self) -> list[Row]:
@@ -136,8 +135,14 @@ def _listen(engine: Engine) -> None:
 
 
 def _on_commit(connection: Connection) -> None:
-    if pending := of(connection):
-        write(connection, pending)
+    transaction = connection.get_transaction()
+    if transaction is None:
+        return
+    pending = _pending.get(transaction)
+    if pending is None:
+        # A first event that comes only now, from a listener behind this one, must fail and not get lost.
+        pending = _pending[transaction] = Pending()
+    write(connection, pending)
 
 
 def _on_prepare(connection: Connection, _xid: object) -> None:
@@ -163,7 +168,7 @@ def _on_rollback_savepoint(connection: Connection, name: str, _context: None) ->
         pending.roll_back_to(name)
 
 
-_LISTENERS = {
+_LISTENERS: dict[str, Callable[..., None]] = {
     "rollback": _on_rollback,
     "rollback_twophase": _on_rollback_twophase,
     "rollback_savepoint": _on_rollback_savepoint,

@@ -3,6 +3,7 @@
 import pytest
 import sqlalchemy
 from sqlalchemy import Connection, Engine, event, text
+from sqlalchemy.engine import RootTransaction
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
@@ -161,6 +162,9 @@ def test_an_event_that_comes_too_late_fails_instead_of_getting_lost(
     event.listen(engine, "commit", too_late)
     with pytest.raises(EmitError, match="emit before commit"), sessions.begin() as session:
         emit(session, step(1))
+    with pytest.raises(EmitError, match="emit before commit"), sessions.begin() as session:
+        session.execute(text("SELECT 1"))  # the late event would be the first
+    event.remove(engine, "commit", too_late)
     assert steps(engine) == [0]
 
 
@@ -209,6 +213,29 @@ def test_a_pooled_connection_carries_no_events_into_its_next_transaction(
         session.execute(text("SELECT 1"))
     assert steps(engine) == [5]
     single.dispose()
+
+
+def test_events_kept_with_the_connection_would_leak(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The broken variant: a pool hands the first transaction's events to the second."""
+    kept: dict[object, pending.Pending] = {}
+
+    class ByConnection:
+        def get(self, transaction: RootTransaction) -> pending.Pending | None:
+            return kept.get(transaction.connection.connection.driver_connection)
+
+        def __setitem__(self, transaction: RootTransaction, value: pending.Pending) -> None:
+            kept[transaction.connection.connection.driver_connection] = value
+
+    monkeypatch.setattr(pending, "_pending", ByConnection())
+    monkeypatch.setattr(pending.Pending, "drop", lambda self: None)
+    single = sqlalchemy.create_engine(engine.url, pool_size=1, max_overflow=0)
+    with single.connect() as connection:
+        connection.begin()
+        emit(connection, step(1))
+    with single.begin() as connection:
+        connection.execute(text("SELECT 1"))
+    single.dispose()
+    assert steps(engine) == [1], "the ghost that the test above would find"
 
 
 def test_a_lost_connection_fails_the_commit_and_publishes_nothing(

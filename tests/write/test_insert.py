@@ -26,7 +26,7 @@ ROW = st.builds(
 
 
 @given(rows=st.lists(ROW, min_size=1, max_size=8))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_row_arrives_as_it_left(engine: Engine, rows: list[Row]) -> None:
     import json
 

@@ -11,7 +11,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
-from outbox import ConfigurationError, NoTransaction, Outbox, hooks
+from outbox import ConfigurationError, NoTransaction, Outbox, attempts, hooks
 from outbox.isolation import Isolation
 from tests.write.orders import Order, Zone, order_ids, place, published, step, steps
 from tests.write.waiting import SECONDS
@@ -210,6 +210,25 @@ def test_a_connection_lost_at_commit_is_never_tried_again(engine: Engine, outbox
         cut_off()
     assert runs == [1]
     assert steps(engine) == []
+
+
+def test_trying_again_after_a_lost_answer_would_run_it_twice(
+    engine: Engine, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broken variant: a lost connection taken for a matter of timing."""
+    monkeypatch.setattr(attempts, "_TIMING", frozenset({"40001", "40P01", "57P01"}))
+    runs: list[int] = []
+
+    @outbox.transaction
+    def cut_off(session: Session) -> None:
+        runs.append(1)
+        pid = session.scalars(text("SELECT pg_backend_pid()")).one()
+        with engine.connect() as other:
+            other.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
+
+    with pytest.raises(OperationalError):
+        cut_off()
+    assert runs == [1, 1, 1]
 
 
 def test_what_is_no_matter_of_timing_is_never_tried_again(engine: Engine, outbox: Outbox) -> None:

@@ -4,8 +4,10 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
-from outbox import EmitError, emit
-from tests.write.orders import place, published, step, steps
+from outbox import EmitError, emit, pending
+from outbox.storage.tables import outbox_event
+from tests.conftest import create_engine
+from tests.write.orders import Base, Order, place, published, step, steps
 
 
 def test_a_two_phase_session_publishes_with_its_commit(engine: Engine) -> None:
@@ -32,6 +34,18 @@ def test_a_prepared_transaction_that_is_rolled_back_publishes_nothing(engine: En
         emit(session, step(1))
         session.prepare()
         session.rollback()
+    assert steps(engine) == []
+
+
+def test_a_prepare_that_forgot_its_events_would_lose_them(
+    engine: Engine, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broken variant: only the plain commit is listened to."""
+    monkeypatch.setattr(pending, "_LISTENERS", {"commit": pending._on_commit})
+    fresh = create_engine(database)
+    with Session(fresh, twophase=True) as session, session.begin():
+        emit(session, step(1))
+    fresh.dispose()
     assert steps(engine) == []
 
 
@@ -72,10 +86,6 @@ def test_a_prepared_transaction_takes_no_more_events(engine: Engine) -> None:
 
 
 def test_two_databases_commit_together_or_not_at_all(engine: Engine, empty_database: str) -> None:
-    from outbox.storage.tables import outbox_event
-    from tests.conftest import create_engine
-    from tests.write.orders import Base, Order
-
     elsewhere = create_engine(empty_database)
     Base.metadata.create_all(elsewhere)
     order, placed = place()
