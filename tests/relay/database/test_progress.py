@@ -2,17 +2,19 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 
 import pytest
 
 from outbox.errors import Fenced
+from outbox.storage.roles import Roles, statements
 from relay import progress
 from relay.database import OutcomeUnknown
 from relay.progress import Progress
 from tests.relay.database.conftest import Connect
-from tests.relay.database.half import Half, Session, wait_for, write
+from tests.relay.database.half import Half, Session, drain, shard, wait_for, write
+from tests.relay.database.memory_broker import MemoryBroker
 
 WAITING = """
 SELECT count(*) = {} FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()
@@ -209,3 +211,31 @@ def test_a_terminated_backend_leaves_the_outcome_open(half: Half, writer: Sessio
     writer.execute("SELECT pg_terminate_backend(%s)", (half.connection.info.backend_pid,))
     with pytest.raises(OutcomeUnknown):
         half.row.advance(state, half.looker.look(state.done))
+
+
+def test_a_plan_may_reach_another_backend_only_if_it_was_there_before_the_look(
+    own: Own, database: str, writer: Session
+) -> None:
+    """Behind a pooler both may be: a swap of backends, or a crash of the server in between."""
+    for statement in statements(Roles(relay=["pooled_relay"]), create=True):
+        writer.execute(statement.encode())
+    url = database.replace("postgres@", "pooled_relay@")
+    with closing(Half(url)) as looking, closing(Half(url)) as older:
+        state = older.row.claim()
+        write(writer)
+        look = looking.looker.look(state.done)
+        with closing(Half(url)) as younger, pytest.raises(Fenced, match="the server was replaced"):
+            younger.row.plan(state, look)
+        assert older.row.plan(state, look).next == look.snapshot
+
+
+def test_the_rights_of_the_relays_role_are_enough(
+    database: str, writer: Session, broker: MemoryBroker
+) -> None:
+    for statement in statements(Roles(relay=["pooled_relay"]), create=True):
+        writer.execute(statement.encode())
+    written = write(writer, 10)
+    carrying = shard(database.replace("postgres@", "pooled_relay@"), broker, look_rows=3)
+    drain(carrying)
+    carrying.finish()
+    assert broker.ids() == written
