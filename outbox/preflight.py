@@ -41,8 +41,10 @@ def text_fault(value: object) -> str | None:
     return None
 
 
-def headers_fault(headers: Mapping[str, str]) -> str | None:
+def headers_fault(headers: object) -> str | None:
     """Why these headers cannot travel beside the event."""
+    if not isinstance(headers, Mapping):
+        return f"headers are a mapping of names to values, not a {type(headers).__name__}"
     for name, value in headers.items():
         if not isinstance(name, str) or not name:
             return f"header name {name!r} is not a non-empty str"

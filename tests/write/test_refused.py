@@ -51,6 +51,7 @@ def refused(sessions: sessionmaker[Session], act: Callable[[Session], object]) -
         (step(1), {"topic": 5}, EventRejected, "is a str, not int"),
         (step(1), {"key": "a\x00b"}, EventRejected, "the key holds a NUL character"),
         (step(1), {"key": "\ud800"}, EventRejected, "the key holds a lone surrogate"),
+        (step(1), {"headers": [("a", "b")]}, EventRejected, "headers are a mapping"),
         (step(1), {"headers": {"": "x"}}, EventRejected, "header name '' is not a non-empty str"),
         (step(1), {"headers": {"id": "x"}}, EventRejected, "header 'id' is written by the relay"),
         (step(1), {"headers": {"outbox-seq": "x"}}, EventRejected, "written by the relay"),
