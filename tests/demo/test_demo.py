@@ -17,7 +17,7 @@ import psycopg
 import pytest
 from confluent_kafka import Producer
 
-from outbox.testing.servers import postgres_programs
+from outbox.testing.servers import KafkaServer, PostgresServer, postgres_programs
 from relay.demo import scenario
 from relay.demo.interruption import Interruption
 from relay.demo.progress import Board
@@ -52,9 +52,10 @@ def home() -> Iterator[Path]:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def start(home: Path, *arguments: str) -> subprocess.Popen[str]:
+def start(home: Path, *arguments: str, kafka: str | None = "mock") -> subprocess.Popen[str]:
+    choice = () if kafka is None else ("--kafka", kafka)
     return subprocess.Popen(
-        [sys.executable, "-m", "relay", "demo", "--kafka", "mock", "--json", *arguments],
+        [sys.executable, "-m", "relay", "demo", "--json", *choice, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -152,6 +153,47 @@ def test_orders_become_invoices_exactly_once_while_processes_die_and_a_false_end
     assert found["inversions"] >= 1
 
 
+def test_given_servers_are_left_as_they_were(
+    monkeypatch: pytest.MonkeyPatch, postgres: PostgresServer, kafka: KafkaServer
+) -> None:
+    monkeypatch.setenv("OUTBOX_DATABASE_URL", postgres.url)
+    monkeypatch.setenv("OUTBOX_KAFKA_BOOTSTRAP_SERVERS", kafka.bootstrap)
+    with Interruption() as interruption:
+        outcome = Demo(Options(orders=30, kills=0), Board(), interruption).play()
+    assert outcome.passed, list(outcome.breaches())
+    assert outcome.orders == 30
+    assert "OUTBOX_DATABASE_URL" in outcome.postgres
+    assert "OUTBOX_KAFKA_BOOTSTRAP_SERVERS" in outcome.kafka
+    with psycopg.connect(postgres.url) as connection:
+        names = connection.execute("SELECT datname FROM pg_database WHERE datname LIKE 'outbox_demo%'")
+        assert names.fetchall() == []
+    assert [
+        name for name in kafka.admin.list_topics(timeout=10).topics if name.startswith("outbox-demo")
+    ] == []
+    groups = kafka.admin.list_consumer_groups().result(10).valid
+    assert [group.group_id for group in groups or [] if group.group_id.startswith("outbox-demo")] == []
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("OUTBOX_DATABASE_URL", "no url"),
+        ("OUTBOX_DATABASE_URL", "postgresql://nobody@127.0.0.1:1/none"),
+        ("OUTBOX_KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1"),
+    ],
+)
+def test_a_given_server_that_cannot_be_used_is_named(
+    home: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    demo = start(home, kafka=None)
+    output, told = demo.communicate(timeout=60)
+    assert (demo.returncode, output) == (3, "")
+    assert f"outbox-relay: {variable} names" in told
+    assert "Traceback" not in told
+    assert nothing_left_behind(home) == []
+
+
 class Frozen(Demo):
     """Freezes both relays of the invoice database for good."""
 
@@ -169,7 +211,7 @@ def test_a_part_that_stands_still_is_named_with_its_last_words(monkeypatch: pyte
     assert outcome.stalled is not None
     assert Role.INVOICE_RELAY in outcome.stalled
     assert "relay-invoices-1:" in outcome.stalled
-    assert "claimed with epoch" in outcome.stalled
+    assert "INFO relay" in outcome.stalled
     assert not outcome.passed
     assert outcome.document()["lost"] >= 20
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from examples.order_service.settings import SettingError, database_url, kafka
+from examples.order_service.settings import SettingError, database_url, kafka, shared_name
 
 
 def test_any_postgresql_url_is_reached_through_psycopg_3(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,6 +28,13 @@ def test_the_clients_patience_comes_from_the_environment(monkeypatch: pytest.Mon
     monkeypatch.setenv("KAFKA_SESSION_TIMEOUT_MS", "6000")
     monkeypatch.setenv("KAFKA_HOME", "/opt/kafka")
     assert kafka() == {"bootstrap.servers": "broker:9092", "session.timeout.ms": "6000"}
+
+
+def test_names_on_a_shared_cluster_begin_with_the_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KAFKA_PREFIX", raising=False)
+    assert shared_name("orders") == "orders"
+    monkeypatch.setenv("KAFKA_PREFIX", "ann.")
+    assert shared_name("orders") == "ann.orders"
 
 
 @pytest.mark.parametrize("service", ["order", "invoice", "shipping"])
