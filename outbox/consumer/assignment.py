@@ -96,6 +96,7 @@ class Assignment:
         if partition.key in self._paused:
             self._client.resume([TopicPartition(*partition.key)])
             self._paused.discard(partition.key)
+            partition.fresh = True  # the client positions itself anew
 
     def _settle(self, partition: Partition) -> None:
         if partition.stopped:

@@ -159,7 +159,14 @@ class Consumer:
         ):
             return
         failures: list[BaseException] = []
-        self._members = [Member(setup, number) for number in range(threads)]
+        self._members = []
+        try:
+            for number in range(threads):
+                self._members.append(Member(setup, number))
+        except BaseException:
+            for member in self._members:
+                member.close()
+            raise
         runners = [
             threading.Thread(target=self._loop, args=(member, failures), name=f"{setup.group}-{number}")
             for number, member in enumerate(self._members)
@@ -192,6 +199,10 @@ def _engine(sessions: sessionmaker[Session]) -> Engine:
     if given is not None and given.get("binds"):
         raise ConfigurationError(
             "sessions binds several engines; results and offset must be stored by one: sessionmaker(engine)"
+        )
+    if given is not None and given.get("twophase"):
+        raise ConfigurationError(
+            "sessions uses two-phase commit, which one database does not need; leave twophase out"
         )
     if engine.dialect.name != "postgresql":
         raise ConfigurationError(

@@ -41,7 +41,7 @@ class Identities(Protocol):
     """Who can tell which topics these are."""
 
     def look(self, topics: Iterable[str]) -> dict[str, TopicIdentity | TopicMissing]:
-        """Ask the brokers now. Raises KafkaException if they do not answer."""
+        """Ask the brokers now; a topic that they will not describe is left out. Raises KafkaException."""
 
     def ask(self, topics: Iterable[str]) -> bool:
         """Begin to ask, without waiting; False while an earlier question has no answer."""
@@ -65,16 +65,18 @@ class BrokerIdentities:
 
     def look(self, topics: Iterable[str]) -> dict[str, TopicIdentity | TopicMissing]:
         names = sorted(set(topics))
+        self._admin.poll(0)  # serves the log and the error callback
         if self._cluster_id is None or self._cluster_id.startswith(MOCK):
             self._cluster_id = self._admin.list_topics(timeout=self._timeout).cluster_id
-            return self._collect(self._describe(names))
-        cluster = self._admin.describe_cluster(request_timeout=self._timeout)
-        topics = self._describe(names)
-        self._cluster_id = cluster.result(self._timeout).cluster_id
-        return self._collect(topics)
+            asked = self._describe(names)
+        else:
+            cluster = self._admin.describe_cluster(request_timeout=self._timeout)
+            asked = self._describe(names)
+            self._cluster_id = self._result(cluster).cluster_id
+        return self._collect(asked, patient=True)
 
     def ask(self, topics: Iterable[str]) -> bool:
-        if self._asked or self._cluster_id is None:
+        if self._asked or self._cluster_id is None or self._cluster_id.startswith(MOCK):
             return False
         self._asked = self._describe(sorted(set(topics)))
         return True
@@ -83,7 +85,7 @@ class BrokerIdentities:
         if not self._asked or not all(future.done() for future in self._asked.values()):
             return {}
         asked, self._asked = self._asked, {}
-        return self._collect(asked, only_known=True)
+        return self._collect(asked, patient=False)
 
     def refusal(self) -> str | None:
         self._admin.poll(0)
@@ -97,8 +99,7 @@ class BrokerIdentities:
         assert self._cluster_id is not None
         if self._cluster_id.startswith(MOCK):
             return {name: self._touch(name) for name in names}
-        asked = self._admin.describe_topics(TopicCollection(names), request_timeout=self._timeout)
-        return dict(asked)
+        return dict(self._admin.describe_topics(TopicCollection(names), request_timeout=self._timeout))
 
     def _touch(self, name: str) -> Future[Any]:
         """A mock cluster makes a topic when somebody asks for it by name."""
@@ -108,21 +109,29 @@ class BrokerIdentities:
         return future
 
     def _collect(
-        self, asked: Mapping[str, Future[Any]], *, only_known: bool = False
+        self, asked: Mapping[str, Future[Any]], *, patient: bool
     ) -> dict[str, TopicIdentity | TopicMissing]:
+        """Topics that we may not see are left out; if not `patient`, whatever has no answer is."""
         found: dict[str, TopicIdentity | TopicMissing] = {}
         for topic, future in asked.items():
             try:
-                described = future.result(self._timeout)
+                described = self._result(future)
             except KafkaException as error:
-                if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                code = error.args[0].code()
+                if code == KafkaError.UNKNOWN_TOPIC_OR_PART:
                     found[topic] = TopicMissing(topic)
-                elif not only_known:
+                elif patient and code != KafkaError.TOPIC_AUTHORIZATION_FAILED:
                     raise
                 continue
             topic_id = None if described is None else str(described.topic_id)
             found[topic] = TopicIdentity(self._cluster_id, topic_id)
         return found
+
+    def _result(self, future: Future[Any]) -> Any:
+        try:
+            return future.result(self._timeout + 1)
+        except TimeoutError as error:
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT)) from error
 
 
 def _agree(one: str | None, other: str | None) -> bool:

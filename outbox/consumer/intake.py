@@ -22,7 +22,7 @@ _FORBIDDEN = {
     KafkaError.GROUP_AUTHORIZATION_FAILED,
     KafkaError.CLUSTER_AUTHORIZATION_FAILED,
 }
-_INSTANCE = {KafkaError.FENCED_INSTANCE_ID, KafkaError.UNRELEASED_INSTANCE_ID}
+_UNSUPPORTED = {KafkaError._UNSUPPORTED_FEATURE, KafkaError.UNSUPPORTED_VERSION}
 
 
 class ClientDied(Exception):
@@ -60,6 +60,8 @@ class Intake:
         try:
             got = call()
         except KafkaException as error:
+            if not isinstance(error.args[0], KafkaError):
+                raise ClientDied(str(error)) from error
             self._report(error.args[0], None)
             return []
         # A tombstone is falsy: compare with None.
@@ -121,11 +123,13 @@ class Intake:
     def _report(self, error: KafkaError, message: Polled | None) -> None:
         code = error.code()
         topic = message.topic() if message is not None else None
-        if code in _INSTANCE or (error.fatal() and "instance" in error.str().lower()):
+        if code == KafkaError.FENCED_INSTANCE_ID or (error.fatal() and "fenced by other" in error.str()):
             raise ConfigurationError(
                 f"another process has this member's group.instance.id ({error.str()}); "
                 "give each process its own"
             )
+        if code in _UNSUPPORTED and error.fatal():
+            raise ConfigurationError(f"these brokers cannot do what is configured: {error.str()}")
         if error.fatal() or code == KafkaError._FATAL:
             raise ClientDied(error.str())
         if code == KafkaError._PARTITION_EOF:

@@ -6,6 +6,7 @@ Hook points fired in this thread: `consumer.assigned`, `consumer.revoked` (lost:
 """
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session, sessionmaker
 
 from outbox import hooks
+from outbox.consumer import backoff
 from outbox.consumer.assignment import Assignment, describe
 from outbox.consumer.batch import BatchRunner
 from outbox.consumer.claim import Claimer
@@ -25,6 +27,7 @@ from outbox.consumer.health import MemberHealth, PartitionHealth
 from outbox.consumer.identity import BrokerIdentities, Identities
 from outbox.consumer.intake import ClientDied, Intake
 from outbox.consumer.mirror import Mirror
+from outbox.consumer.notice import Notice
 from outbox.consumer.partition import Partition
 from outbox.consumer.properties import admin_properties, is_incremental
 from outbox.consumer.settings import Settings, owner
@@ -75,6 +78,8 @@ class Member:
         self._identities = setup.new_identities(admin_properties(setup.properties))
         self._failure: Exception | None = None
         self._applied = 0
+        self._deaths = 0
+        self._reach = Notice()
         self.alive = True
         self._connect()
 
@@ -115,15 +120,22 @@ class Member:
         try:
             self._claim_due()
             drained = self._intake.poll(self._patience(timeout))
-            if self._failure is not None:
-                raise self._failure
+            self._raise_failure()
             done = self._run_ready(drained)
-            self._vigil.tick()
+            if self._vigil.tick() or done:
+                self._reach.over("the Kafka brokers are reached again")
         except ClientDied as error:
             self._rebuild(str(error))
             return 0
+        self._deaths = 0 if done else self._deaths
         self._mirror.tick(self._assignment.partitions.values())
         return done
+
+    def _raise_failure(self) -> None:
+        """What a callback could not raise where it happened."""
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
 
     def close(self) -> None:
         """Leave the group. Whatever was polled and not committed is read again by whoever comes next."""
@@ -137,11 +149,11 @@ class Member:
 
     def health(self) -> MemberHealth:
         """May be called from any thread."""
-        troubles = (self._takeover.notice.text, self._intake.notice.text)
+        notices = (self._reach, self._takeover.notice, self._intake.notice, self._vigil.notice)
         return MemberHealth(
             alive=self.alive,
             applied=self._applied + self._work.applied,
-            trouble=tuple(text for text in troubles if text is not None),
+            trouble=tuple(notice.text for notice in notices if notice.text is not None),
             partitions=tuple(
                 PartitionHealth(
                     topic=p.topic,
@@ -200,6 +212,8 @@ class Member:
         self._assignment.partitions.clear()
         self.close()
         self.alive = True
+        self._deaths += 1
+        threading.Event().wait(min(5.0, backoff.seconds(backoff.FAILURE, self._deaths)))
         self._connect()
         hooks.fire("consumer.rebuilt", group=self._setup.group, reason=reason)
 
@@ -239,7 +253,7 @@ class Member:
     def _on_error(self, error: KafkaError) -> None:
         try:
             if error.code() in LOUD or error.fatal():
-                self._intake.notice.trouble(f"Kafka reports {error.name()}: {error.str()}")
+                self._reach.trouble(f"Kafka reports {error.name()}: {error.str()}")
             else:
                 log.debug("Kafka reports %s: %s", error.name(), error.str())
         except Exception as failure:

@@ -64,9 +64,10 @@ class GiveUp:
 Verdict = Wait | Try | GiveUp
 
 _CONNECTION = ("08", "57", "58", "XX")
-_PASSING = (*_CONNECTION, "40", "53", "55")
+_PASSING = (*_CONNECTION, "40", "53", "55", "25006")
 """SQLSTATE classes: connection, operator intervention, system, internal; transaction rollback (serialization
-failure, deadlock), insufficient resources, object not in prerequisite state (lock not available)."""
+failure, deadlock), insufficient resources, object not in prerequisite state (lock not available); and
+read_only_sql_transaction: a standby that will be promoted or left."""
 
 
 def judge(error: BaseException) -> Verdict:

@@ -106,7 +106,13 @@ def wait_for_topics(
             brokers.trouble(f"waiting for the Kafka brokers: {describe(error)}")
         else:
             brokers.over("the Kafka brokers answer")
-            missing = [topic for topic, identity in found.items() if isinstance(identity, TopicMissing)]
+            missing = [name for name in names if isinstance(found.get(name), TopicMissing)]
+            forbidden = [name for name in names if name not in found]
+            if forbidden:
+                raise ConfigurationError(
+                    f"the brokers do not describe topic {', '.join(forbidden)} to this client; allow it "
+                    "DESCRIBE and READ"
+                )
             if not missing:
                 _say_if_unknown(found.values())
                 return True

@@ -54,7 +54,12 @@ class Takeover:
             self._later(partitions, f"the brokers do not say which topics these are: {describe(error)}")
             return
         for index, partition in enumerate(partitions):
-            identity = found[partition.topic]
+            identity = found.get(partition.topic)
+            if identity is None:
+                self._later(
+                    [partition], f"the brokers do not describe topic {partition.topic}; allow DESCRIBE"
+                )
+                continue
             if isinstance(identity, TopicMissing):
                 self._later([partition], f"{identity}; create it, or correct the event's topic")
                 continue

@@ -17,6 +17,7 @@ from confluent_kafka import KafkaException, TopicPartition
 
 from outbox.consumer.assignment import Assignment, describe
 from outbox.consumer.identity import Identities, TopicIdentity, TopicMissing
+from outbox.consumer.notice import Notice
 from outbox.consumer.partition import Partition
 from outbox.consumer.takeover import TIMEOUT
 
@@ -43,6 +44,7 @@ class Vigil:
         self._identities = identities
         self._every = every.total_seconds()
         self._asked = 0.0
+        self.notice = Notice()
         self._flowed = False
         self._seen: dict[str, float] = {}
 
@@ -56,25 +58,28 @@ class Vigil:
         try:
             found = self._identities.look(partition.topic for partition in doubtful)
         except KafkaException as error:
-            log.info("the brokers do not say which topics these are: %s", describe(error))
-            for partition in doubtful:
-                partition.verified = False
-                partition.due = time.monotonic() + AGAIN
-            return
+            self.notice.trouble(f"the brokers do not say which topics these are: {describe(error)}")
+            found = {}
+        else:
+            self.notice.over("the brokers answer again")
         self._compare(self._assignment.partitions.values(), found, now)
         for partition in doubtful:
-            partition.verified = partition.reads()
+            partition.verified = partition.reads() and partition.topic in found
+            if not partition.verified and partition.reads():
+                partition.due = time.monotonic() + AGAIN
 
-    def tick(self) -> None:
-        """Ask from time to time; never waits for the answer."""
+    def tick(self) -> bool:
+        """Ask from time to time, never wait for the answer; True if one came."""
         partitions = self._assignment.partitions.values()
-        if answers := self._identities.answers():
+        answers = self._identities.answers()
+        if answers:
             self._compare(partitions, answers, self._asked)
         now = time.monotonic()
         due = now - self._asked >= (AHEAD if self._flowed else self._every)
         if partitions and due and self._identities.ask(partition.topic for partition in partitions):
             self._asked = now
             self._flowed = False
+        return bool(answers)
 
     def suspect(self, topic: str | None) -> None:
         """The client reported something odd: believe nothing of this topic (None: of any) before asking."""

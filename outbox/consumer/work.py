@@ -23,6 +23,10 @@ from outbox.errors import Retry
 log = logging.getLogger(__name__)
 
 
+WHOLE = 4
+"""Times in a row that a batch is tried whole while the database fails; then one of its records may be why."""
+
+
 class Work:
     """Batches of one member."""
 
@@ -79,9 +83,8 @@ class Work:
 
     def _failed(self, partition: Partition, batch: Batch, error: Exception) -> None:
         verdict = judge(error)
-        if len(batch.messages) > 1 and not (
-            isinstance(verdict, Wait) and partition.failures == 0 and _whole(error)
-        ):
+        whole = isinstance(verdict, Wait) and not isinstance(error, Retry) and partition.failures < WHOLE
+        if len(batch.messages) > 1 and not whole:
             # Once more, each alone: those before the culprit are applied, and the culprit is known.
             log.info(
                 "%s[%s]: %s; running %s records one by one",
@@ -122,11 +125,6 @@ class Work:
             wait=wait,
             reason=reason,
         )
-
-
-def _whole(error: Exception) -> bool:
-    """Did the database fail, not one record? Then the batch may succeed whole the next time."""
-    return not isinstance(error, Retry)
 
 
 def _brief(error: BaseException) -> str:

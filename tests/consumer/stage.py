@@ -33,6 +33,9 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     "eager": {"partition.assignment.strategy": "range"},
 }
 
+SHORT = {"session.timeout.ms": 3000, "heartbeat.interval.ms": 300, "max.poll.interval.ms": 3000}
+"""For members that are killed or frozen: how soon the group notices."""
+
 
 def eventually(fact: Callable[[], Any], *, within: float = 20.0, what: str = "") -> Any:
     """The first true value of `fact`, asked again and again for `within` seconds."""

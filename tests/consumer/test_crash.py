@@ -13,7 +13,7 @@ from outbox.testing.servers import KafkaServer, PostgresServer, start_postgres
 from tests.conftest import TopicFactory, create_engine
 from tests.consumer import broken
 from tests.consumer.conftest import StageFactory
-from tests.consumer.stage import PROTOCOLS, Stage, Witness, eventually, running
+from tests.consumer.stage import SHORT, Stage, Witness, eventually, running
 
 POINTS = [
     "consumer.batch.begin",
@@ -35,13 +35,11 @@ def killed_at(stage: Stage, point: str, **orders: Any) -> list[str]:
 
 @pytest.mark.parametrize("point", POINTS)
 def test_a_process_killed_at_any_step_of_a_batch_changes_nothing(stage: Stage, point: str) -> None:
-    assert killed_at(stage, point, kafka=PROTOCOLS["kip848"]) == []
+    assert killed_at(stage, point, kafka=SHORT) == []
 
 
 def test_an_offset_committed_apart_from_the_results_is_caught(stage: Stage) -> None:
-    faults = killed_at(
-        stage, "consumer.batch.advanced", kafka=PROTOCOLS["kip848"], **{"break": "offset_apart"}
-    )
+    faults = killed_at(stage, "consumer.batch.advanced", kafka=SHORT, **{"break": "offset_apart"})
     assert any("lost" in fault for fault in faults)
 
 

@@ -15,11 +15,9 @@ from outbox.consumer.claim import Claimer
 from outbox.consumer.identity import TopicIdentity
 from tests.consumer import broken
 from tests.consumer.conftest import StageFactory
-from tests.consumer.stage import PROTOCOLS, Stage, Witness, eventually, running
+from tests.consumer.stage import PROTOCOLS, SHORT, Stage, Witness, eventually, running
 
 LOCK = "UPDATE consumer_offset SET next_offset = next_offset WHERE topic = :t"
-
-SHORT = {"session.timeout.ms": 3000, "heartbeat.interval.ms": 300, "max.poll.interval.ms": 3000}
 
 
 @pytest.fixture

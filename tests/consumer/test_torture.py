@@ -1,4 +1,4 @@
-"""A short seeded torture: processes killed, frozen, rebalanced, backends ended, relays repeating themselves."""
+"""A short seeded torture: processes killed, frozen and rebalanced, backends ended, records repeated."""
 
 import os
 import signal
@@ -12,12 +12,10 @@ import pytest
 from sqlalchemy import text
 
 from tests.consumer.conftest import StageFactory
-from tests.consumer.stage import PROTOCOLS, Stage, eventually
+from tests.consumer.stage import PROTOCOLS, SHORT, Stage, eventually
 
 SECONDS = float(os.environ.get("OUTBOX_TORTURE_SECONDS", "15"))
 SEED = int(os.environ.get("OUTBOX_TORTURE_SEED", "1"))
-
-TIMEOUTS = {"session.timeout.ms": 3000, "heartbeat.interval.ms": 500, "max.poll.interval.ms": 3000}
 
 END_BACKENDS = text("""
 SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
@@ -92,7 +90,7 @@ def test_effects_stay_exactly_once_and_in_order_whatever_is_done_to_the_processe
     build: StageFactory, protocol: str
 ) -> None:
     stage = build(partitions=4)
-    kafka = {**PROTOCOLS[protocol], **TIMEOUTS}
+    kafka = {**PROTOCOLS[protocol], **SHORT}
     torture = Torture(stage, Random(SEED), kafka=kafka)
     try:
         torture.run(SECONDS)
@@ -110,7 +108,7 @@ def test_effects_stay_exactly_once_and_in_order_whatever_is_done_to_the_processe
 @pytest.mark.timeout(180)
 def test_the_same_torture_breaks_a_consumer_whose_offset_is_committed_apart(build: StageFactory) -> None:
     stage = build(partitions=4)
-    torture = Torture(stage, Random(SEED), kafka=TIMEOUTS, **{"break": "offset_apart"})
+    torture = Torture(stage, Random(SEED), kafka=SHORT, **{"break": "offset_apart"})
     try:
         torture.run(SECONDS)
         torture.wake()

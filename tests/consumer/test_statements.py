@@ -1,0 +1,59 @@
+"""The statements of each batch and claim find their row by the primary key, and leave no index to clean."""
+
+import json
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, Engine, TextClause, text
+
+from outbox.consumer.batch import ADVANCE
+from outbox.consumer.claim import CLAIM
+
+FILL = text("""
+INSERT INTO consumer_offset (grp, topic, partition, next_offset)
+SELECT 'g' || g, 't' || t, p, 0 FROM generate_series(1, 10) g, generate_series(1, 20) t, generate_series(0, 19) p
+""")
+
+KEY = {"grp": "g3", "topic": "t7", "partition": 11}
+PARAMETERS: dict[str, dict[str, Any]] = {
+    "advance": {"expected": 0, "next": 5, "epoch": 0, "sources": "{}", "owner": "me", "idle": "1000"},
+    "claim": {"owner": "me", "cluster_id": "c", "topic_id": None},
+}
+STATEMENTS = {"advance": ADVANCE, "claim": CLAIM}
+
+
+def plan(connection: Connection, statement: TextClause, parameters: dict[str, Any]) -> str:
+    explained = connection.execute(text(f"EXPLAIN (FORMAT JSON) {statement.text}"), parameters).scalar_one()
+    return json.dumps(explained)
+
+
+@pytest.mark.parametrize("name", STATEMENTS)
+@pytest.mark.parametrize("statistics", ["fresh", "none"])
+def test_a_row_is_found_by_its_primary_key(engine: Engine, name: str, statistics: str) -> None:
+    with engine.connect() as connection:
+        connection.execute(FILL)
+        if statistics == "fresh":
+            connection.execute(text("ANALYZE consumer_offset"))
+        found = plan(connection, STATEMENTS[name], {**KEY, **PARAMETERS[name]})
+    assert "consumer_offset_pkey" in found
+    assert "Seq Scan" not in found
+
+
+TOUCHED = text(
+    "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_xact_user_tables WHERE relname = 'consumer_offset'"
+)
+
+
+def test_moving_the_offset_touches_no_index(engine: Engine) -> None:
+    updated = heap_only = 0
+    with engine.connect() as connection:
+        connection.execute(FILL)
+        connection.commit()
+        for n in range(50):
+            moved = {**KEY, **PARAMETERS["advance"], "expected": n * 5, "next": n * 5 + 5}
+            assert connection.execute(ADVANCE, moved).rowcount == 1
+            counts = connection.execute(TOUCHED).one()
+            updated, heap_only = updated + counts[0], heap_only + counts[1]
+            connection.commit()
+    assert updated == 50
+    assert heap_only >= 48
