@@ -4,14 +4,16 @@ import json
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Engine, TextClause, text
+from sqlalchemy import Connection, Engine, Row, TextClause, text
 
 from outbox.consumer.batch import ADVANCE
 from outbox.consumer.claim import CLAIM
+from tests.consumer.stage import eventually
 
 FILL = text("""
 INSERT INTO consumer_offset (grp, topic, partition, next_offset)
-SELECT 'g' || g, 't' || t, p, 0 FROM generate_series(1, 10) g, generate_series(1, 20) t, generate_series(0, 19) p
+SELECT 'g' || g, 't' || t, p, 0
+FROM generate_series(1, 10) g, generate_series(1, 20) t, generate_series(0, 19) p
 """)
 
 KEY = {"grp": "g3", "topic": "t7", "partition": 11}
@@ -39,21 +41,23 @@ def test_a_row_is_found_by_its_primary_key(engine: Engine, name: str, statistics
     assert "Seq Scan" not in found
 
 
-TOUCHED = text(
-    "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_xact_user_tables WHERE relname = 'consumer_offset'"
-)
+TOUCHED = text("SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'consumer_offset'")
 
 
 def test_moving_the_offset_touches_no_index(engine: Engine) -> None:
-    updated = heap_only = 0
     with engine.connect() as connection:
         connection.execute(FILL)
         connection.commit()
         for n in range(50):
             moved = {**KEY, **PARAMETERS["advance"], "expected": n * 5, "next": n * 5 + 5}
             assert connection.execute(ADVANCE, moved).rowcount == 1
-            counts = connection.execute(TOUCHED).one()
-            updated, heap_only = updated + counts[0], heap_only + counts[1]
             connection.commit()
-    assert updated == 50
-    assert heap_only >= 48
+    engine.dispose()  # a backend hands in its counts when it ends
+
+    def counted() -> Row[Any] | None:
+        with engine.connect() as connection:
+            counts = connection.execute(TOUCHED).one()
+            return counts if counts[0] >= 50 else None
+
+    updated, heap_only = eventually(counted)
+    assert heap_only >= updated - 2
