@@ -20,7 +20,7 @@ from outbox.consumer.outcome import Committed, Failed, Outcome, Overtaken, Unkno
 from outbox.consumer.record import Polled
 from outbox.consumer.sift import Sieve, Sifted
 from outbox.consumer.watermark import Marks
-from outbox.errors import OutboxError
+from outbox.errors import ConfigurationError, OutboxError
 
 # Promise: at most one transaction ever moves the offset away from :expected, and only while nobody claimed
 # the partition after us. It locks the row until the end, so a claim waits for results or rollback. The
@@ -101,6 +101,7 @@ class BatchRunner:
             # The transaction is ours: a handler's session.commit() flushes, its session.rollback() fails the
             # batch.
             with self.sessions(bind=connection, join_transaction_mode="rollback_only") as session:
+                _check_bound(session, connection)
                 handlers.apply(session, sifted.runs)
                 session.commit()
             _check_still_open(connection, transaction)
@@ -132,6 +133,14 @@ class BatchRunner:
             },
         )
         return changed.rowcount == 1
+
+
+def _check_bound(session: Session, connection: Connection) -> None:
+    if session.get_bind() is not connection:
+        raise ConfigurationError(
+            f"{type(session).__name__}.get_bind() chooses a connection of its own, so results and offset would not "
+            "be stored together; give the consumer a sessionmaker of plain Sessions"
+        )
 
 
 def _check_still_open(connection: Connection, transaction: Transaction) -> None:

@@ -29,6 +29,7 @@ from outbox.consumer.member import Member, Setup, client
 from outbox.consumer.properties import admin_properties, consumer_properties
 from outbox.consumer.readiness import wait_for_database, wait_for_topics
 from outbox.consumer.settings import Settings, Start, Unknown
+from outbox.consumer.stopping import Stop
 from outbox.errors import ConfigurationError
 from outbox.event import Event
 
@@ -66,7 +67,7 @@ class Consumer:
         if not group:
             raise ConfigurationError("a consumer needs a group: it names its place in topics and database")
         self._handlers = Handlers()
-        self._stop = threading.Event()
+        self._stop = Stop()
         self._members: list[Member] = []
         self._setup = Setup(
             group=group,
@@ -212,7 +213,7 @@ def _engine(sessions: sessionmaker[Session]) -> Engine:
 
 
 @contextmanager
-def _signals(stop: threading.Event) -> Iterator[None]:
+def _signals(stop: Stop) -> Iterator[None]:
     """SIGTERM and SIGINT set `stop`; a second one does what it did before. Only the main thread may."""
     if threading.current_thread() is not threading.main_thread():
         yield

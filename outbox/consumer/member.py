@@ -127,6 +127,9 @@ class Member:
         except ClientDied as error:
             self._rebuild(str(error))
             return 0
+        except KafkaException as error:
+            self._rebuild(describe(error))
+            return 0
         self._deaths = 0 if done else self._deaths
         self._mirror.tick(self._assignment.partitions.values())
         return done

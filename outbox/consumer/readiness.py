@@ -1,7 +1,6 @@
 """Start before the servers do: wait for them and say so; refuse at once what no waiting can mend."""
 
 import logging
-import threading
 import time
 from collections.abc import Iterable
 
@@ -14,6 +13,7 @@ from outbox.consumer.assignment import describe
 from outbox.consumer.identity import MOCK, Identities, TopicIdentity, TopicMissing
 from outbox.consumer.notice import Notice
 from outbox.consumer.outcome import sqlstate
+from outbox.consumer.stopping import Stop
 from outbox.errors import ConfigurationError, SchemaError
 from outbox.storage import ddl
 
@@ -34,7 +34,7 @@ _HOPELESS = (
 )
 
 
-def wait_for_database(engine: Engine, stop: threading.Event) -> bool:
+def wait_for_database(engine: Engine, stop: Stop) -> bool:
     """True once the database answers and holds our schema; False if told to stop before.
 
     Raises ConfigurationError or SchemaError for what no waiting can mend.
@@ -84,9 +84,7 @@ def _hopeless(error: DBAPIError) -> bool:
     return any(part in words for part in _HOPELESS) and "starting up" not in words
 
 
-def wait_for_topics(
-    identities: Identities, topics: Iterable[str], stop: threading.Event, *, patience: float
-) -> bool:
+def wait_for_topics(identities: Identities, topics: Iterable[str], stop: Stop, *, patience: float) -> bool:
     """True once the brokers know all topics; False if told to stop before.
 
     Raises ConfigurationError if a topic is missing for `patience` seconds, or the brokers refuse us.

@@ -43,11 +43,6 @@ def headers_of(message: Polled) -> Sequence[tuple[str, bytes | None]]:
     return headers or ()
 
 
-def header(message: Polled, name: str) -> bytes | None:
-    """The first header of that name; None when there is none."""
-    return next((value for key, value in headers_of(message) if key == name), None)
-
-
 def record_of(message: Polled) -> Record:
     """`message` as a value. Raises UndecodableRecord for a malformed sequence header."""
     headers: dict[str, bytes | None] = {}

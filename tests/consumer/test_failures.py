@@ -7,7 +7,7 @@ import psycopg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, sessionmaker
 
 from outbox import Event, Reject, Retry
 from outbox.consumer import Consumer, Record, Status
@@ -231,3 +231,22 @@ def test_a_savepoint_may_fail(build: StageFactory) -> None:
     with running(consumer):
         stage.wait()
     assert stage.faults() == []
+
+
+def test_a_session_that_chooses_its_own_connection_is_refused(build: StageFactory, seen: Witness) -> None:
+    stage = build(partitions=1)
+
+    class Routing(Session):
+        def get_bind(self, *_: Any, **__: Any) -> Any:
+            return stage.engine
+
+    consumer = stage.consumer(sessions=sessionmaker(stage.engine, class_=Routing))
+
+    @consumer.on(topic=stage.topic)
+    def handle(session: Session, value: bytes, record: Record) -> None:
+        stage.store(session, record)
+
+    stage.send(1)
+    with running(consumer):
+        assert "get_bind" in seen.wait("consumer.stopped")["reason"]
+    assert (stage.effects(), stage.offset()) == ([], 0)
