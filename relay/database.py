@@ -82,8 +82,12 @@ class Database:
 def open_plain(url: str, **options: Any) -> Connection:
     """A connection that gives up within seconds; raises what `Database.connect` raises.
 
-    Texts arrive as UTF-8 whatever the database's encoding, for they go to the broker as they are.
+    Texts arrive as UTF-8 whatever the database's encoding, for they go to the broker as they are. Of several
+    hosts in `url` the one that can be written to is taken.
     """
+    parts = _parts(url)
+    if "," in str(parts.get("host") or ""):
+        options["target_session_attrs"] = parts.get("target_session_attrs") or "read-write"
     try:
         return Connection.connect(
             plain_url(url),
@@ -121,11 +125,15 @@ def plain_url(url: str) -> str:
 
 def describe(url: str) -> str:
     """Host, port and database of `url`, never its password."""
+    parts = _parts(url)
+    return f"{parts.get('host', 'local socket')}:{parts.get('port', 5432)}/{parts.get('dbname', '')}"
+
+
+def _parts(url: str) -> dict[str, Any]:
     try:
-        parts = conninfo.conninfo_to_dict(plain_url(url))
+        return dict(conninfo.conninfo_to_dict(plain_url(url)))
     except psycopg.Error as error:
         raise ConfigurationError(_malformed(url)) from error
-    return f"{parts.get('host', 'local socket')}:{parts.get('port', 5432)}/{parts.get('dbname', '')}"
 
 
 def _malformed(url: str) -> str:

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import psycopg
 import pytest
 
 from outbox.storage import ddl
-from outbox.testing.servers import start_postgres
+from outbox.testing.servers import PostgresServer, start_postgres
 from outbox.testing.servers.postgres import OwnPostgres
 from relay import guards, look
 from relay.database import Connection, Database, OutcomeUnknown
@@ -92,6 +93,17 @@ def test_a_look_on_a_standby_tells_nothing(pair: Pair, monkeypatch: pytest.Monke
             looker.look(Snapshot("1:1:"))
         monkeypatch.setattr(look, "LOOK", look.LOOK.replace(" AND NOT pg_is_in_recovery()", ""))
         assert looker.look(Snapshot("1:1:")).snapshot.running == frozenset(), "no transaction seems to run"
+    pair.promote()
+
+
+def test_of_several_hosts_the_primary_is_taken(pair: Pair, postgres: PostgresServer) -> None:
+    standby, primary = urlsplit(pair.server.url), urlsplit(postgres.url)
+    pair.become_standby()
+    both = (
+        f"postgresql://postgres@{standby.hostname}:{standby.port},{primary.hostname}:{primary.port}/postgres"
+    )
+    with Database(both).connect("test") as connection:
+        assert connection.info.port == primary.port
     pair.promote()
 
 
