@@ -7,6 +7,7 @@ from functools import partial
 from itertools import takewhile
 
 from outbox import hooks
+from relay import points
 from relay.producers import Chunk, Target, address
 from relay.progress import Progress
 from relay.row import POSITION, TOPIC, Row
@@ -25,7 +26,7 @@ class Outgoing:
         self._stopping = stopping
         self._under_way: deque[tuple[int, int]] = deque()
         self.complete = False
-        self.missing: UnknownTopic | None = None
+        self.missing: str | None = None
 
     def chunks(self) -> Generator[Chunk]:
         """Close it to end the reading too, before the connection is closed."""
@@ -36,7 +37,7 @@ class Outgoing:
                 rows, targets = self._address(page)
                 if rows:
                     hooks.fire(
-                        "relay.sending", shard=self._state.shard, rows=len(rows), last=rows[-1][POSITION]
+                        points.SENDING, shard=self._state.shard, rows=len(rows), last=rows[-1][POSITION]
                     )
                     self._under_way.append((rows[-1][POSITION], len(rows)))
                     yield Chunk(self._state.stream, rows, targets)
@@ -57,7 +58,7 @@ class Outgoing:
         try:
             return page, list(address(page, resolve))
         except UnknownTopic as missing:
-            self.missing = missing
+            self.missing = missing.topic
             rows = [*takewhile(partial(_goes_elsewhere, missing.topic.encode()), page)]
             return rows, list(address(rows, resolve))
 

@@ -12,7 +12,7 @@ import psycopg
 
 from outbox import hooks
 from outbox.errors import Fenced
-from relay import database, guards
+from relay import database, guards, points
 from relay.config import RelayConfig
 from relay.database import Connection, Database, OutcomeUnknown
 from relay.lease import Lease
@@ -122,7 +122,7 @@ class Shard:
             held = self._held or self._begin()
             did = self._carry(held)
         except Fenced as fenced:
-            hooks.fire("relay.fenced", shard=self._config.shard)
+            hooks.fire(points.FENCED, shard=self._config.shard)
             return self._again("standby", str(fenced))
         except (OutcomeUnknown, psycopg.OperationalError) as error:
             return self._again("waiting", f"database {self._database}: {error}")
@@ -135,7 +135,7 @@ class Shard:
         except Interrupted as interrupted:
             return self._troubled("waiting", str(interrupted), TROUBLED)
         except Refused as refused:
-            hooks.fire("relay.halted", shard=self._config.shard, reason=str(refused))
+            hooks.fire(points.HALTED, shard=self._config.shard, reason=str(refused))
             return self._troubled(
                 "halted", f"{refused}; nothing behind it is sent until this is mended", HALTED
             )
@@ -184,7 +184,7 @@ class Shard:
             here = guards.examine(connection, cluster)
             row = ShardRow(connection, self._config.shard)
             state = row.claim()
-            hooks.fire("relay.claimed", shard=state.shard, epoch=state.epoch)
+            hooks.fire(points.CLAIMED, shard=state.shard, epoch=state.epoch)
             guards.compare_counters(connection, state)
             topics = Topics(connection, producer)
             topics.load(state)
@@ -230,7 +230,7 @@ class Shard:
             return Did(0, self._idle(held, look, slow=time.monotonic() - began > SLOW_LOOK))
         move = held.row.confirm_and_plan if held.sent else held.row.plan
         held.state, held.sent, held.noted_low = move(held.state, look), False, 0
-        hooks.fire("relay.planned", shard=held.state.shard, delta=held.state.delta)
+        hooks.fire(points.PLANNED, shard=held.state.shard, delta=held.state.delta)
         pages = held.reader.chunks(held.state) if look.rows is None else page(look.rows)
         published = self._send(held, pages)
         held.busy_at = time.monotonic()
@@ -243,7 +243,7 @@ class Shard:
         self._heard_at = marked_at = time.monotonic()
         with closing(outgoing.chunks()) as chunks:
             for low in held.producer.deliver(self._timed(chunks), self._alive):
-                hooks.fire("relay.acknowledged", shard=held.state.shard, low=low)
+                hooks.fire(points.ACKNOWLEDGED, shard=held.state.shard, low=low)
                 now = time.monotonic()
                 if now - marked_at < LOW_EVERY:
                     held.state = dataclasses.replace(held.state, low=low)
@@ -252,7 +252,7 @@ class Shard:
                     marked_at = now
                 published += self._heard(held, outgoing.arrived(low), now)
         if outgoing.missing is not None:
-            raise outgoing.missing
+            raise UnknownTopic(outgoing.missing)
         held.sent = outgoing.complete
         return published
 
@@ -291,7 +291,7 @@ class Shard:
 
     def _confirm(self, held: _Held) -> None:
         held.state, held.sent = held.row.confirm(held.state), False
-        hooks.fire("relay.confirmed", shard=held.state.shard, delta=held.state.delta)
+        hooks.fire(points.CONFIRMED, shard=held.state.shard, delta=held.state.delta)
 
     def _alive(self) -> bool:
         now = time.monotonic()

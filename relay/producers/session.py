@@ -117,15 +117,12 @@ class Session:
 
     def acknowledged(self, wait: float, alive: Callable[[], bool]) -> Iterator[int]:
         """Serve reports for at most `wait` seconds; yield the last position of each chunk now complete."""
-        failure: Exception | None = None
         try:
             self._serve(wait, alive)
-        except Interrupted as interrupted:
-            failure = interrupted
-        while self._flights and self._flights[0].pending == 0 and not self._flights[0].failed:
-            yield self._flights.popleft().last
-        if failure is not None:
-            raise failure
+        except Interrupted:
+            yield from self._arrived()
+            raise
+        yield from self._arrived()
 
     def close(self) -> None:
         """Drop what is queued and what is in flight, and collect the reports of it, within seconds."""
@@ -141,6 +138,10 @@ class Session:
                 return
             except (KafkaException, SystemError):
                 continue
+
+    def _arrived(self) -> Iterator[int]:
+        while self._flights and self._flights[0].pending == 0 and not self._flights[0].failed:
+            yield self._flights.popleft().last
 
     def _produce(
         self, row: Row, topic: str, partition: int, stream: bytes, callback: Callable[..., None]

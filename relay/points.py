@@ -1,0 +1,22 @@
+"""The steps of a relay's round that observers are told of (`outbox.hooks`), in their order."""
+
+CLAIMED = "relay.claimed"
+"""The shard is ours: `shard`, `epoch`. Nothing is planned or sent yet under this epoch."""
+
+PLANNED = "relay.planned"
+"""A delta is durable and none of it is sent: `shard`, `delta`."""
+
+SENDING = "relay.sending"
+"""A chunk goes to the producer next: `shard`, `rows`, `last` (position)."""
+
+ACKNOWLEDGED = "relay.acknowledged"
+"""Every row up to position `low` is in: `shard`, `low`. Not written down yet."""
+
+CONFIRMED = "relay.confirmed"
+"""`done := next` was written down alone, because nothing followed: `shard`, `delta`."""
+
+FENCED = "relay.fenced"
+"""Another relay claimed the shard: `shard`. Nothing was changed."""
+
+HALTED = "relay.halted"
+"""A row was refused for good: `shard`, `reason`."""

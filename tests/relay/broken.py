@@ -1,0 +1,81 @@
+"""Relays that break one rule each: the test of a guarantee has to notice every one of them."""
+
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator
+
+import relay.lease
+import relay.outgoing
+import relay.producers.sequenced
+import relay.producers.session
+import relay.progress
+import relay.shard
+from outbox import hooks
+from relay import points
+from relay.producers import Target, delivery
+from relay.row import Row
+
+
+def impatient() -> None:
+    """No rule broken: what a person would mend is looked at again after moments."""
+    relay.shard.HALTED = relay.shard.TROUBLED = 0.2
+    relay.shard.TOPICS_EVERY = 0.2
+    relay.shard.ASK_EVERY = relay.shard.SILENT = 0.5
+
+
+def forgets_the_plan() -> None:
+    """A successor plans anew what its predecessor had begun to send."""
+    relay.progress.CLAIM = relay.progress.CLAIM.replace(
+        "epoch = epoch + 1", "epoch = epoch + 1, next = NULL, next_floor = NULL, next_xid = NULL, low = 0"
+    )
+
+
+def confirms_before_it_sends() -> None:
+    """A plan counts as sent."""
+    relay.progress.PLAN = relay.progress.PLAN.replace(
+        "SET next", "SET done = %(next)s, done_floor = %(floor)s, done_xid = pg_current_xact_id(), next"
+    )
+
+
+def scatters_keys() -> None:
+    """A repeat may land in another partition."""
+
+    def address(rows: Iterable[Row], resolve: Callable[[bytes], tuple[str, int]]) -> Iterator[Target]:
+        for topic, partition in delivery.address(rows, resolve):
+            yield topic, (partition + os.getpid()) % resolve(topic.encode())[1]
+
+    relay.outgoing.address = address  # type: ignore[attr-defined]
+
+
+def sleepwalks() -> None:
+    """Believes in its lease for ever: only the row can tell it otherwise."""
+    relay.lease.Lease.held = property(lambda _: True)  # type: ignore[assignment,method-assign]
+
+
+def stops_when_fenced() -> None:
+    """No rule broken: ends when fenced, instead of claiming again."""
+
+    def observer(point: str, _: object) -> None:
+        if point == points.FENCED:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    hooks.subscribe(observer)
+
+
+SABOTAGE = {
+    work.__name__: work
+    for work in (
+        impatient,
+        forgets_the_plan,
+        confirms_before_it_sends,
+        scatters_keys,
+        sleepwalks,
+        stops_when_fenced,
+    )
+}
+
+
+def apply(names: str) -> None:
+    """Break what `names`, separated by commas, say."""
+    for name in filter(None, names.split(",")):
+        SABOTAGE[name]()

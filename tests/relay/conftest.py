@@ -1,0 +1,53 @@
+"""A database, a topic, and relays in processes of their own that a test can kill at any step."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+from sqlalchemy import Engine
+
+from outbox.testing.servers import KafkaServer
+from tests.conftest import TopicFactory
+from tests.relay.process import RelayProcess
+from tests.relay.scene import Scene
+
+
+class StartRelay(Protocol):
+    """Starts a relay on this test's scene; keyword arguments are settings (`lease="1"`)."""
+
+    def __call__(
+        self, *, strike: str | None = None, sabotage: str | None = None, **settings: object
+    ) -> RelayProcess: ...
+
+
+@pytest.fixture
+def scene(database: str, engine: Engine, kafka: KafkaServer, topic: TopicFactory) -> Iterator[Scene]:
+    """A fresh database and a topic of six partitions on the session's servers."""
+    with Scene(database, kafka.bootstrap, topic("events")) as scene:
+        yield scene
+
+
+@pytest.fixture
+def start(tmp_path: Path, scene: Scene) -> Iterator[StartRelay]:
+    """Starts relays; they are gone after the test."""
+    running: list[RelayProcess] = []
+
+    def start_one(
+        *, strike: str | None = None, sabotage: str | None = None, **settings: object
+    ) -> RelayProcess:
+        given = {**scene.settings, **{f"OUTBOX_{name.upper()}": str(v) for name, v in settings.items()}}
+        given.setdefault("OUTBOX_INSTANCE", f"relay-{len(running) + 1}")
+        log = tmp_path / f"relay-{len(running) + 1}.log"
+        running.append(RelayProcess(given, log, strike=strike, sabotage=sabotage))
+        return running[-1]
+
+    yield start_one
+    for relay in running:
+        relay.close()
+
+
+@pytest.fixture(autouse=True)
+def quiet_logs() -> None:
+    logging.getLogger("relay.kafka").setLevel(logging.CRITICAL)
