@@ -12,7 +12,7 @@ from outbox import Event
 NOTE = "0123456789abcdef" * 14
 
 
-class OrderPlaced(Event, name="order.placed", version=1, aggregate="order", key="order_id"):
+class OrderPlaced(Event, name="benchmark.order.placed", version=1, aggregate="order", key="order_id"):
     """About 330 bytes of JSON."""
 
     order_id: UUID

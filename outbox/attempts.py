@@ -36,7 +36,7 @@ class Policy(TypedDict):
 
 def policy(attempts: int, what: str) -> Policy:
     """At most `attempts` runs, with a random pause of up to 20 ms, 40 ms, … 1 s between them."""
-    if not isinstance(attempts, int) or attempts < 1:
+    if attempts < 1:
         raise ConfigurationError(f"{what}: attempts={attempts!r} is not a number from 1 on")
 
     def tell(state: RetryCallState) -> None:

@@ -86,9 +86,9 @@ class Event(BaseModel):
 
 def _define(cls: type[Event], name: str, version: int) -> None:
     where = f"event class {cls.__qualname__}"
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not _NAME.fullmatch(name):
         raise ConfigurationError(f'{where}: name {name!r} is not of the form "order.placed"')
-    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+    if version < 1:
         raise ConfigurationError(f"{where}: version {version!r} is not an integer from 1 on")
     aggregate = cls.__aggregate__
     if not aggregate:

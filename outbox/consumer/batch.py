@@ -138,8 +138,8 @@ class BatchRunner:
 def _check_bound(session: Session, connection: Connection) -> None:
     if session.get_bind() is not connection:
         raise ConfigurationError(
-            f"{type(session).__name__}.get_bind() chooses a connection of its own, so results and offset would "
-            "not be stored together; give the consumer a sessionmaker of plain Sessions"
+            f"{type(session).__name__}.get_bind() chooses a connection of its own, so results and offset "
+            "would not be stored together; give the consumer a sessionmaker of plain Sessions"
         )
 
 
