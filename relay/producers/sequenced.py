@@ -51,6 +51,8 @@ GRAVE = (
 """What the client says when it cannot work at all, the most telling first; a lost connection to one of
 several brokers is none of these."""
 
+ALL_DOWN = "all brokers are down"
+
 
 class SequencedProducer:
     """Producer of mode `sequenced`. `properties` are librdkafka's own; what breaks a guarantee is refused."""
@@ -109,8 +111,9 @@ class SequencedProducer:
         for code in GRAVE:
             for complaint in reversed(self._complaints):
                 if complaint.code() == code:
-                    # Without the counts behind it, which change from one time to the next.
-                    return complaint.str().partition(" (after ")[0]
+                    # Without counts and times, so that it is the same complaint each time.
+                    said = complaint.str().partition(" (after ")[0]
+                    return ALL_DOWN if code == KafkaError._ALL_BROKERS_DOWN else said
         return None
 
     def close(self) -> None:
@@ -135,9 +138,10 @@ class SequencedProducer:
         try:
             found = client.list_topics(topic, METADATA_TIMEOUT)
         except KafkaException as error:
+            reason = self.trouble()
+            because = f": {reason}" if reason not in {None, ALL_DOWN} else ""
             raise Interrupted(
-                f"no broker answers at {self._properties.get('bootstrap.servers')}: "
-                f"{self.trouble() or error.args[0].str()}"
+                f"no broker answers at {self._properties['bootstrap.servers']}{because}"
             ) from error
         self._complaints.clear()
         return found

@@ -13,9 +13,11 @@ from tests.relay import wire
 WRITE = """
 INSERT INTO outbox_event (id, aggregatetype, aggregateid, type, payload, topic)
 SELECT gen_random_uuid(), 'order', key, 'order.placed.v1',
-       convert_to('{"n": ' || n || '}' || repeat(' ', %(pad)s), 'UTF8'), %(topic)s
+       convert_to('{"n": ' || n || '}' || coalesce(ballast, ''), 'UTF8'), %(topic)s
 FROM (SELECT n, CASE WHEN %(keys)s > 0 THEN 'k' || n %% %(keys)s END AS key
-      FROM generate_series(1, %(count)s) n) numbered
+      FROM generate_series(1, %(count)s) n) numbered,
+     LATERAL (SELECT string_agg(md5(n::text || i::text), '') AS ballast
+              FROM generate_series(1, %(pad)s / 32) i) incompressible
 RETURNING id::text
 """
 
