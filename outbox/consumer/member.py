@@ -206,7 +206,7 @@ class Member:
         if ready:
             self._intake.notice.over("records arrive again")
             self._vigil.verify(ready)
-        return sum(self._work.run(partition) for partition in ready if partition.verified)
+        return self._work.run([partition for partition in ready if partition.verified])
 
     def _rebuild(self, reason: str) -> None:
         log.warning(

@@ -1,6 +1,7 @@
-"""Run what was polled, partition by partition, and decide what a failure means for its partition alone."""
+"""Run what was polled, and decide what a failure means for its partition alone."""
 
 import logging
+from collections.abc import Iterable, Iterator, Sequence
 from typing import assert_never
 
 from outbox import hooks
@@ -11,6 +12,7 @@ from outbox.consumer.outcome import (
     Committed,
     Failed,
     GiveUp,
+    Outcome,
     Overtaken,
     Try,
     Unknown,
@@ -40,10 +42,23 @@ class Work:
         self._attempts = attempts
         self.applied = 0
 
-    def run(self, partition: Partition) -> int:
-        """Try one batch of it; returns how many records it is done with."""
-        batch = partition.batch(self._size)
-        outcome = self._runner.run(batch)
+    def run(self, partitions: Iterable[Partition]) -> int:
+        """Try a batch of each; returns how many records are done with.
+
+        Small ones share a transaction. If it fails, each is tried alone, so that a failure means the same
+        for its partition as ever, and nothing for the others.
+        """
+        done = 0
+        for together in _groups(partitions, self._size):
+            batches = [partition.batch(self._size) for partition in together]
+            outcomes = self._runner.run(batches)
+            if len(together) > 1 and not _hold_for_all(outcomes):
+                outcomes = [outcome for batch in batches for outcome in self._runner.run([batch])]
+            for partition, batch, outcome in zip(together, batches, outcomes, strict=True):
+                done += self._conclude(partition, batch, outcome)
+        return done
+
+    def _conclude(self, partition: Partition, batch: Batch, outcome: Outcome) -> int:
         match outcome:
             case Committed():
                 partition.committed(batch, outcome)
@@ -83,7 +98,7 @@ class Work:
 
     def _failed(self, partition: Partition, batch: Batch, error: Exception) -> None:
         verdict = judge(error)
-        whole = isinstance(verdict, Wait) and not isinstance(error, Retry) and partition.failures < WHOLE
+        whole = _database_failed(error) and partition.failures < WHOLE
         if len(batch.messages) > 1 and not whole:
             # Once more, each alone: those before the culprit are applied, and the culprit is known.
             log.info(
@@ -125,6 +140,42 @@ class Work:
             wait=wait,
             reason=reason,
         )
+
+
+def _groups(partitions: Iterable[Partition], size: int) -> Iterator[list[Partition]]:
+    """Neighbours with `size` records at most between them; whoever failed lately is alone."""
+    group: list[Partition] = []
+    records = 0
+    for partition in partitions:
+        alone = bool(partition.failures or partition.singly)
+        if group and (alone or records + len(partition.polled) > size):
+            yield group
+            group, records = [], 0
+        if alone:
+            yield [partition]
+        else:
+            group.append(partition)
+            records += len(partition.polled)
+    if group:
+        yield group
+
+
+def _hold_for_all(outcomes: Sequence[Outcome]) -> bool:
+    """Does what became of a shared transaction concern each of its batches, or is one of them to blame?"""
+    match outcomes[0]:
+        case Committed() | Unknown():
+            return True
+        case Overtaken():
+            return False
+        case Failed(error):
+            return _database_failed(error)
+        case never:
+            assert_never(never)
+
+
+def _database_failed(error: Exception) -> bool:
+    """It may pass, and no handler asked for it."""
+    return isinstance(judge(error), Wait) and not isinstance(error, Retry)
 
 
 def _brief(error: BaseException) -> str:
