@@ -22,6 +22,9 @@ log = logging.getLogger("relay")
 RENEWALS = 3
 """Renewals within one lease: two may fail before a successor takes over."""
 
+HEARTBEAT = 3.0
+"""Seconds until what is wrong shows in `status` at the latest, however long the lease."""
+
 LATE = 3.0
 """Seconds after the time to stop until the connections to a database that does not answer are broken off."""
 
@@ -164,7 +167,7 @@ class Relay:
         if held and not before:
             self._bell.ring()
         seconds = self._config.lease.total_seconds()
-        return seconds / RENEWALS if held else min(seconds / 10, 0.5)
+        return min(seconds / RENEWALS, HEARTBEAT) if held else min(seconds / 10, 0.5)
 
 
 @contextmanager
