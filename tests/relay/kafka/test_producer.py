@@ -203,6 +203,20 @@ def test_a_topic_with_too_few_partitions_is_named_before_anything_is_sent(
 # Sessions
 
 
+def test_a_batch_that_is_written_twice_takes_effect_once(
+    kafka: KafkaServer, producer: SequencedProducer, small: str
+) -> None:
+    """As an idempotent client may do when the leader changes, and every new session after a crash does."""
+    rows = [row(n, small) for n in range(1, 60)]
+    for again in range(3):
+        assert Delivery(producer, rows[10 * again :]).attempt() is None
+        producer.close()
+    records = wire.read(kafka.bootstrap, small)
+    assert len(records) == 59 + 49 + 39
+    assert sorted(record.id for record in wire.effects(records)) == sorted(f"id-{n}" for n in range(1, 60))
+    assert wire.complaints(records, [(f"id-{n}", str(n)) for n in range(1, 60)]) == []
+
+
 def test_a_delivery_that_nobody_listens_to_leaves_nothing_on_its_way(
     kafka: KafkaServer, producer: SequencedProducer, small: str
 ) -> None:
