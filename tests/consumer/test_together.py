@@ -1,0 +1,117 @@
+"""Small batches of several partitions share a transaction, and yet none answers for another."""
+
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection
+from sqlalchemy.orm import Session
+
+from outbox import Reject
+from outbox.consumer import Record
+from outbox.consumer.batch import BatchRunner
+from tests.consumer.stage import Stage, Witness, eventually, running
+
+
+class Shared:
+    """Notices the begin of a transaction for partition 1 and others, and lets a test act there, once."""
+
+    def __init__(self, seen: Witness) -> None:
+        self._begun: list[int] = []
+        self.met = False
+        seen.at("consumer.batch.begin", self._begin)
+        seen.at("consumer.batch.advanced", lambda _: self._begun.clear())
+
+    def act(self) -> None:
+        """Called in the working thread before anything was done in the transaction."""
+
+    def _begin(self, facts: dict[str, Any]) -> None:
+        self._begun.append(facts["partition"])
+        if not self.met and len(self._begun) > 1 and 1 in self._begun:
+            self.met = True
+            self.act()
+
+
+def send_until_shared(stage: Stage, shared: Shared) -> None:
+    """Whether the records of several partitions arrive together is the broker's choice."""
+
+    def sent() -> bool:
+        stage.send(3)
+        return shared.met
+
+    eventually(sent, what="a transaction of several partitions")
+
+
+def test_few_records_of_several_partitions_are_one_commit(stage: Stage, seen: Witness) -> None:
+    shared = Shared(seen)
+    with running(stage.recorder()):
+        send_until_shared(stage, shared)
+        stage.wait()
+    with stage.engine.connect() as connection:
+        commits = connection.exec_driver_sql("SELECT count(DISTINCT xmin::text) FROM effect").scalar_one()
+    assert commits < len(seen.all("consumer.batch.committed"))
+    assert stage.faults() == []
+
+
+def test_a_batch_is_not_larger_for_being_shared(stage: Stage, seen: Witness) -> None:
+    stage.send(90)
+    with running(stage.recorder(batch_size=7)):
+        stage.wait()
+    with stage.engine.connect() as connection:
+        sizes = connection.exec_driver_sql("SELECT count(*) FROM effect GROUP BY xmin::text").scalars().all()
+    assert max(sizes) <= 7
+    assert stage.faults() == []
+
+
+class Claimed(Shared):
+    """Somebody else claims partition 1 at that moment."""
+
+    def __init__(self, stage: Stage, seen: Witness) -> None:
+        super().__init__(seen)
+        self._stage = stage
+
+    def act(self) -> None:
+        self._stage.sql("UPDATE consumer_offset SET owner_epoch = owner_epoch + 1 WHERE partition = 1")
+
+
+def test_a_partition_claimed_by_another_fences_itself_alone(stage: Stage, seen: Witness) -> None:
+    with running(stage.recorder()):
+        send_until_shared(stage, Claimed(stage, seen))
+        stage.wait()
+    assert {fenced["partition"] for fenced in seen.all("consumer.fenced")} == {1}
+    assert stage.faults() == []
+
+
+def test_without_counting_every_offset_a_shared_transaction_does_harm(
+    stage: Stage, seen: Witness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    advance = BatchRunner._advance
+
+    def careless(self: BatchRunner, connection: Connection, *rest: Any) -> bool:
+        advance(self, connection, *rest)
+        return True
+
+    monkeypatch.setattr(BatchRunner, "_advance", careless)
+    with running(stage.recorder()):
+        send_until_shared(stage, Claimed(stage, seen))
+        stage.wait()
+    # The next owner begins where the row stands, and applies again what was not counted.
+    with running(stage.recorder()):
+        eventually(lambda: any("doubled ['1." in fault for fault in stage.faults()))
+
+
+def test_a_poison_stops_its_own_partition_alone(stage: Stage, seen: Witness) -> None:
+    shared = Shared(seen)
+    consumer = stage.consumer()
+
+    @consumer.on(topic=stage.topic)
+    def handle(session: Session, value: bytes, record: Record) -> None:
+        stage.store(session, record)
+        if shared.met and record.partition == 1:
+            raise Reject("poison")
+
+    with running(consumer):
+        send_until_shared(stage, shared)
+        seen.wait("consumer.stopped")
+        eventually(lambda: stage.effects(0) == stage.expected(0) and stage.effects(2) == stage.expected(2))
+    assert stage.effects(1) == stage.expected(1)[: stage.offset(1)]
+    assert len(seen.all("consumer.stopped")) == 1
