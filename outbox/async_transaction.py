@@ -15,7 +15,7 @@ from outbox.event import Event
 from outbox.isolation import Isolation
 from outbox.preflight import MAX_RECORD_BYTES
 from outbox.row import Overrides
-from outbox.transaction import ATTEMPTS, CLAUSE, Rows, named, require_session
+from outbox.transaction import ATTEMPTS, CLAUSE, Rows, named, require_maker, require_session
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -44,6 +44,7 @@ class AsyncOutbox(Rows):
         traceparent: Callable[[], str | None] | None = None,
     ) -> None:
         super().__init__(max_record_bytes=max_record_bytes, traceparent=traceparent)
+        require_maker(sessions, "AsyncOutbox(async_sessionmaker(engine))")
         self.sessions = sessions
 
     async def emit(self, target: AsyncTarget, event: Event, **overrides: Unpack[Overrides]) -> UUID:

@@ -97,7 +97,15 @@ def row(
     """`event`, serialised and checked. Raises EventRejected or EventNotSerialisable."""
     cls = type(event)
     if not isinstance(event, Event):
-        raise EventRejected(f"{cls.__qualname__} is not an outbox.Event; derive its class from Event")
+        raise EventRejected(
+            f"{event.__qualname__} is a class; emit an instance of it"
+            if isinstance(event, type)
+            else f"{cls.__qualname__} is not an outbox.Event; derive its class from Event"
+        )
+    if unknown := overrides.keys() - Overrides.__optional_keys__:
+        raise TypeError(
+            f"emit() has no argument {', '.join(sorted(unknown))}; it takes headers, topic, key and id"
+        )
     if not is_named(cls):
         raise EventRejected(
             f"{cls.__qualname__} has no name on the wire; "

@@ -81,6 +81,7 @@ class Outbox(Rows):
         traceparent: Callable[[], str | None] | None = None,
     ) -> None:
         super().__init__(max_record_bytes=max_record_bytes, traceparent=traceparent)
+        require_maker(sessions, "Outbox(sessionmaker(engine))")
         self.sessions = sessions
 
     def emit(self, target: Target, event: Event, **overrides: Unpack[Overrides]) -> UUID:
@@ -146,6 +147,12 @@ class Outbox(Rows):
 
 
 CLAUSE = {"clause": outbox_event}
+
+
+def require_maker(sessions: object, example: str) -> None:
+    """Something that makes sessions when called. Raises ConfigurationError for an engine, a session, None."""
+    if not callable(sessions):
+        raise ConfigurationError(f"sessions is a {type(sessions).__name__}; give what makes them: {example}")
 
 
 def require_session(session: Any, wanted: type[object], what: str) -> None:

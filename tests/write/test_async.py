@@ -136,7 +136,7 @@ async def test_a_stricter_function_does_not_join_a_looser_transaction(outbox: As
 async def test_plain_functions_and_sessions_are_refused(
     engine: Engine, outbox: AsyncOutbox, sessions: async_sessionmaker[AsyncSession]
 ) -> None:
-    from sqlalchemy.orm import Session
+    from sqlalchemy.orm import Session, sessionmaker
 
     from outbox import Outbox
 
@@ -148,7 +148,7 @@ async def test_plain_functions_and_sessions_are_refused(
     with Session(engine) as session, session.begin():
         with pytest.raises(ConfigurationError, match="AsyncSession"):
             await outbox.emit(session, step(1))  # type: ignore[arg-type]
-    plain_outbox = Outbox(None)  # type: ignore[arg-type]
+    plain_outbox = Outbox(sessionmaker())
     async with sessions.begin() as asynchronous:
         with pytest.raises(ConfigurationError, match="use AsyncOutbox"):
             plain_outbox.emit(asynchronous, step(1))  # type: ignore[arg-type]

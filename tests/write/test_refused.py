@@ -65,6 +65,8 @@ def refused(sessions: sessionmaker[Session], act: Callable[[Session], object]) -
         (Loose(anything="\ud800"), {}, EventNotSerialisable, r"Loose\.anything has no JSON form"),
         (Nameless(), {}, EventRejected, "Nameless has no name on the wire"),
         ({"not": "an event"}, {}, EventRejected, "dict is not an outbox.Event"),
+        (Loose, {}, EventRejected, "Loose is a class; emit an instance"),
+        (step(1), {"header": {"n": "1"}}, TypeError, r"emit\(\) has no argument header; it takes headers"),
         (Loose(anything="x" * 1_000_000), {}, EventRejected, "the limit is 1,000,000"),
         (step(1), {"headers": {"h": "ü" * 500_000}}, EventRejected, "and the limit is"),
     ],

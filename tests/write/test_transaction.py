@@ -4,6 +4,7 @@ import inspect
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -11,7 +12,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
-from outbox import ConfigurationError, NoTransaction, Outbox, attempts, hooks
+from outbox import AsyncOutbox, ConfigurationError, NoTransaction, Outbox, attempts, hooks
 from outbox.isolation import Isolation
 from tests.write.orders import Order, Zone, order_ids, place, published, step, steps
 from tests.write.waiting import SECONDS
@@ -309,6 +310,13 @@ def test_what_cannot_be_a_transaction_is_refused_when_defined(outbox: Outbox) ->
 
     with pytest.raises(ConfigurationError, match="max_record_bytes=0"):
         Outbox(outbox.sessions, max_record_bytes=0)
+
+
+@pytest.mark.parametrize("door", [Outbox, AsyncOutbox])
+@pytest.mark.parametrize("wrong", ["engine", None])
+def test_a_door_takes_what_makes_sessions(engine: Engine, door: Any, wrong: str | None) -> None:
+    with pytest.raises(ConfigurationError, match=r"sessions is a (Engine|NoneType).*sessionmaker\(engine\)"):
+        door(wrong and engine)
 
 
 def test_the_trace_of_the_work_in_hand_travels_with_the_event(
