@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from benchmarks import consume, drain, emit, latency, memory
+from benchmarks import consume, drain, emit, latency, memory, noise
 from benchmarks.place import Place, Sizes, place
 from benchmarks.report import Report
 from outbox.errors import OutboxError
@@ -31,19 +31,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with place() as where:
             machine = where.describe()
             reports = []
+            before = noise.read()
             for name in options.only:
                 print(f"measuring {name} …", file=sys.stderr, flush=True)
                 reports.append(BENCHMARKS[name](where, sizes))
                 if not options.json:
                     print(f"{reports[-1].as_table()}\n", flush=True)
+            others = noise.others(before, noise.read())
     except OutboxError as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 3
     if options.json:
         found = {report.name: report.as_json() for report in reports}
+        machine["others_percent"] = round(others * 100)
         print(json.dumps({"machine": machine, "rounds": sizes.rounds, "benchmarks": found}))
     else:
         print(", ".join(f"{name} {value}" for name, value in machine.items()) + f"; rounds {sizes.rounds}")
+        print(f"other processes used {others:.0%} of the machine meanwhile")
     return 0
 
 

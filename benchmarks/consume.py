@@ -65,7 +65,12 @@ def _run(place: Place, topic: str, events: int, program: str, *arguments: str) -
 def produce(bootstrap: str, topic: str, events: int) -> None:
     """Records as the relay sends them."""
     producer = Producer(
-        {"bootstrap.servers": bootstrap, "enable.idempotence": True, "compression.type": "lz4"}
+        {
+            "bootstrap.servers": bootstrap,
+            "enable.idempotence": True,
+            "compression.type": "lz4",
+            "log_level": 2,
+        }
     )
     type_ = OrderPlaced.__wire_type__.encode()
     for number in range(events):
