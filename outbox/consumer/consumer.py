@@ -9,7 +9,8 @@
     consumer.run(threads=3)
 
 A handler that returns has its results stored; one that raises has them rolled back. `Retry` keeps the record
-and tries it again, `Reject` gives it up. What a handler does outside this database may happen more than once.
+and tries it again, `Reject` stops its partition there until a person has mended it. What a handler does
+outside this database may happen more than once.
 """
 
 import dataclasses
@@ -110,6 +111,8 @@ class Consumer:
         tombstones: it also gets records of its types whose value is null, as None; otherwise they are
         skipped.
         """
+        for event in events:
+            _require_event_class(event)
 
         def register(function: F) -> F:
             self._handlers.add(function, events, topic=topic, bulk=batch, tombstones=tombstones)
@@ -190,6 +193,15 @@ class Consumer:
             self._stop.set()
         finally:
             member.close()
+
+
+def _require_event_class(event: object) -> None:
+    """Asked before a function is there: `@consumer.on` without (...) would silently register nothing."""
+    if not (isinstance(event, type) and issubclass(event, Event)):
+        raise ConfigurationError(
+            f"on() takes event classes, not {getattr(event, '__qualname__', repr(event))}; write "
+            "@consumer.on(OrderPlaced)"
+        )
 
 
 def _engine(sessions: sessionmaker[Session]) -> Engine:

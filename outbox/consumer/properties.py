@@ -52,6 +52,10 @@ _SERVER = re.compile(r"(\w+://)?(\[[0-9a-fA-F:.]+\]|[^\s:,/\[\]]+)(:(?P<port>\d+
 
 def consumer_properties(given: Mapping[str, Any], group: str) -> dict[str, Any]:
     """All properties of the group's Kafka clients. Raises ConfigurationError."""
+    if not isinstance(given, Mapping):
+        raise ConfigurationError(
+            f"kafka is a {type(given).__name__}; give properties: {{'bootstrap.servers': 'host:9092'}}"
+        )
     for name, reason in REFUSED.items():
         if name in given:
             raise ConfigurationError(f"kafka[{name!r}] cannot be set: {reason}")

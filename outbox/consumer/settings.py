@@ -46,8 +46,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "attempts"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"{name} is {getattr(self, name)}; it must be at least 1")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ConfigurationError(f"{name} is {value!r}; it must be an integer from 1 on")
         for name, allowed in (("start", ("earliest", "latest")), ("unknown", ("skip", "stop"))):
             if getattr(self, name) not in allowed:
                 raise ConfigurationError(

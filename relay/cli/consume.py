@@ -6,14 +6,14 @@ import sys
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from outbox.consumer import Consumer
-from outbox.errors import OutboxError
 
 
 @click.command(
-    epilog="Example: outbox-relay consume shop.billing:consumer --threads 3\n\n"
-    "Exit codes: 0 stopped as asked (SIGTERM, Ctrl-C), 1 cannot work, 2 wrong usage."
+    short_help="Apply events with the handlers of a consumer.",
+    epilog="Example:  outbox-relay consume shop.billing:consumer --threads 3",
 )
 @click.argument("target", metavar="MODULE:CONSUMER")
 @click.option(
@@ -25,18 +25,22 @@ from outbox.errors import OutboxError
     help="Kafka's group protocol: classic (cooperative-sticky), or consumer (KIP-848, Kafka 4). "
     "Without it, what the consumer says.",
 )
-@click.option("--verbose", is_flag=True, help="Log every claim and revocation too.")
+@click.option(
+    "--verbose", is_flag=True, help="Log every claim and revocation too, as --log-level INFO would."
+)
 def consume(target: str, threads: int, group_protocol: str | None, verbose: bool) -> None:
     """Apply events with the handlers of CONSUMER, an outbox.consumer.Consumer in MODULE.
 
-    MODULE is looked for as Python would, the current directory first.
+    MODULE is looked for as Python would, the current directory first. Ends with 0 when stopped as asked
+    (SIGTERM, Ctrl-C).
     """
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("outbox").setLevel(logging.INFO if verbose else logging.WARNING)
-    try:
-        load(target).run(threads, kafka={"group.protocol": group_protocol} if group_protocol else None)
-    except OutboxError as error:
-        raise click.ClickException(str(error)) from error
+    chosen = click.get_current_context().find_root().get_parameter_source("log_level")
+    if verbose:
+        logging.getLogger("outbox").setLevel(logging.INFO)
+    elif chosen in {None, ParameterSource.DEFAULT}:
+        logging.getLogger("outbox").setLevel(logging.WARNING)
+    load(target).run(threads, kafka={"group.protocol": group_protocol} if group_protocol else None)
 
 
 def load(target: str) -> Consumer:
@@ -58,5 +62,7 @@ def load(target: str) -> Consumer:
             raise click.BadParameter(f"module {module_name} has no {path}")
         found = getattr(found, name)
     if not isinstance(found, Consumer):
-        raise click.BadParameter(f"{target} is a {type(found).__name__}, not an outbox.consumer.Consumer")
+        raise click.BadParameter(
+            f"{target} is no outbox.consumer.Consumer but of type {type(found).__name__}"
+        )
     return found

@@ -8,7 +8,10 @@ import click
 from relay.cli import options
 
 
-@click.command(epilog="Example:  outbox-relay demo --orders 5000 --kills 20")
+@click.command(
+    short_help="Kill processes while orders arrive, then count what arrived.",
+    epilog="Example:  outbox-relay demo --orders 5000 --kills 20",
+)
 @click.option("--orders", type=click.IntRange(1), default=2_000, show_default=True, help="Orders to place.")
 @click.option("--kills", type=click.IntRange(0), default=10, show_default=True, help="Processes to kill.")
 @click.option(

@@ -79,6 +79,7 @@ def ignore(session: Session, value: bytes) -> None:
     ("settings", "said"),
     [
         ({"batch_size": 0}, "batch_size"),
+        ({"attempts": "3"}, "attempts is '3'"),
         ({"start": "yesterday"}, "start"),
         ({"unknown": "guess"}, "unknown"),
         ({"claim_patience": 2}, "claim_patience"),
@@ -105,6 +106,17 @@ async def later(session: Session, event: object) -> None: ...
 def test_handlers_that_cannot_be_called_are_refused(handler: Any, said: str) -> None:
     with pytest.raises(ConfigurationError, match=said):
         consumer().on(Something)(handler)
+
+
+def test_properties_that_are_no_mapping_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="kafka is a str"):
+        Consumer(group="g", sessions=sessionmaker(NOWHERE), kafka="host:9092")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("event", [ignore, "bad.something", str, Something()])
+def test_what_is_no_event_class_is_refused_before_a_function_is_decorated(event: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"event classes, not .*@consumer\.on\(OrderPlaced\)"):
+        consumer().on(event)
 
 
 def test_a_second_handler_for_an_event_is_refused() -> None:
@@ -176,7 +188,7 @@ def test_autocommit_is_refused(stage: Stage) -> None:
         ("nocolon", "MODULE:CONSUMER"),
         ("no.such.module:consumer", "no module no.such.module"),
         ("outbox:nothing", "has no nothing"),
-        ("outbox:Event", "not an outbox.consumer.Consumer"),
+        ("outbox:Event", "no outbox.consumer.Consumer"),
     ],
 )
 def test_the_command_names_what_it_cannot_find(target: str, said: str) -> None:
@@ -196,12 +208,12 @@ engine = create_engine({url.render_as_string(hide_password=False)!r})
 c = Consumer(group="g", sessions=sessionmaker(engine), kafka={{"bootstrap.servers": {stage.bootstrap!r}}})
 c.on(topic={stage.topic!r})(lambda session, value: None)
 sys.modules["bad_consumer"] = sys.modules["__main__"]
-from relay.cli.consume import consume
-consume(["bad_consumer:c"])
+from relay.cli import main
+main(["consume", "bad_consumer:c"])
 """
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
-    assert done.returncode == 1
+    assert done.returncode == 3
     assert "nosuchdb" in done.stderr
     assert "Traceback" not in done.stderr
