@@ -137,11 +137,15 @@ def _parts(url: str) -> dict[str, Any]:
 
 
 def _malformed(url: str) -> str:
-    scheme = urlsplit(url).scheme if "://" in url else "no scheme"
-    return (
-        f"the database URL ({scheme}) is malformed; "
-        "it should look like postgresql://user:password@host:5432/database"
-    )
+    """What is wrong with `url`, as far as it can be said without showing a part of it that may be secret."""
+    scheme = urlsplit(url).scheme if "://" in url else ""
+    if not scheme:
+        fault = "has no scheme"
+    elif scheme not in {"postgresql", "postgres", "postgresql+psycopg"}:
+        fault = f"has scheme {scheme}"
+    else:
+        fault = "is malformed, or has a parameter that libpq does not know"
+    return f"the database URL {fault}; it should look like postgresql://user:password@host:5432/database"
 
 
 def execute(
@@ -175,6 +179,8 @@ def failed(error: psycopg.Error) -> OutcomeUnknown | SchemaError:
         return SchemaError(f"{said}; run: ALTER TABLE outbox_event DISABLE ROW LEVEL SECURITY")
     if isinstance(error, psycopg.errors.InsufficientPrivilege):
         return SchemaError(f"{said}; grant the relay's rights with: outbox-relay db roles --relay <role>")
+    if isinstance(error, psycopg.errors.UndefinedTable):
+        return SchemaError(f"{said}; install the outbox here with: outbox-relay db upgrade")
     if isinstance(error, _LACKING):
         return SchemaError(f"{said}; compare the schema with: outbox-relay db check")
     return OutcomeUnknown(said)

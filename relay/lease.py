@@ -81,14 +81,15 @@ class Lease:
 
     def release(self) -> None:
         """Let another relay take over at once, and write down that this one ended."""
-        self._held_until = 0.0
+        held, self._held_until = self.held, 0.0
         try:
             connection = self._connected()
             values = {"shard": self._shard, "owner": self._owner, "state": json.dumps(self._state)}
             database.execute(connection, RELEASE, values)
             database.execute(connection, FAREWELL, values)
         except (OutcomeUnknown, OutboxError, psycopg.OperationalError) as error:
-            log.warning("lease of shard %d was not released and will run out: %s", self._shard, error)
+            if held:
+                log.warning("lease of shard %d was not released and will run out: %s", self._shard, error)
         finally:
             self._disconnect()
 

@@ -1,14 +1,19 @@
 """`outbox-relay db`: install, check and print the schema; give roles their rights."""
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import click
-from sqlalchemy import text
+import psycopg
+from sqlalchemy import Connection, text
 
+from outbox.errors import SchemaError
 from outbox.storage import ddl
 from outbox.storage.roles import Roles, statements
 from relay.cli import options
+
+NOT_GRANTED = "01007"
 
 
 @click.group()
@@ -79,6 +84,25 @@ def roles(database_url: str | None, create: bool, yes: bool, **names: Any) -> No
             click.echo(f"{statement};")
         return
     with options.connected(database_url) as connection:
-        for statement in sql:
-            connection.execute(text(statement.replace(":", "\\:")))
+        _grant(connection, sql)
     click.echo(f"{len(sql)} statements done")
+
+
+def _grant(connection: Connection, sql: Sequence[str]) -> None:
+    """PostgreSQL only warns of a GRANT that the role may not give; here it is an error, and undoes all."""
+    refused: list[str] = []
+
+    def notice(diagnostic: psycopg.errors.Diagnostic) -> None:
+        if diagnostic.sqlstate == NOT_GRANTED:
+            refused.append(diagnostic.message_primary or "a privilege was not granted")
+
+    session = connection.connection.driver_connection
+    assert isinstance(session, psycopg.Connection)
+    session.add_notice_handler(notice)
+    connection.execute(text("SET LOCAL client_min_messages = warning"))
+    for statement in sql:
+        connection.execute(text(statement.replace(":", "\\:")))
+    if refused:
+        raise SchemaError(
+            f"nothing was changed: {refused[0]}; run `outbox-relay db` as the role that owns the tables"
+        )

@@ -1,6 +1,7 @@
 """Options that several commands share, spelled once."""
 
 import json
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+FILE = Path("outbox-relay.toml")
 
 
 def as_json(command: F) -> F:
@@ -54,8 +57,11 @@ def connected(url: str | None) -> "Iterator[Connection]":
     from sqlalchemy.exc import DBAPIError
     from sqlalchemy.pool import NullPool
 
+    url = url or _url_in_file()
     if not url:
-        raise ConfigurationError("no database; set OUTBOX_DATABASE_URL or pass --database-url")
+        raise ConfigurationError(
+            f"no database; set OUTBOX_DATABASE_URL, pass --database-url or write database_url into {FILE}"
+        )
     engine = create_engine("postgresql+psycopg://", creator=partial(_open, url), poolclass=NullPool)
     try:
         with engine.begin() as connection:
@@ -63,6 +69,17 @@ def connected(url: str | None) -> "Iterator[Connection]":
     except DBAPIError as error:
         said = str(error.orig).strip().splitlines()[0]
         raise SchemaError(f"the database refuses: {said}; {_remedy(error.orig)}") from error
+
+
+def _url_in_file() -> str | None:
+    """What the relay that is started here would take, too."""
+    try:
+        found = tomllib.loads(FILE.read_text()).get("database_url")
+    except FileNotFoundError:
+        return None
+    except (tomllib.TOMLDecodeError, OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"configuration file {FILE} cannot be read: {error}") from None
+    return found if isinstance(found, str) else None
 
 
 def _open(url: str) -> psycopg.Connection[Any]:
@@ -82,6 +99,8 @@ def _remedy(error: BaseException | None) -> str:
             "run `outbox-relay db` as the role that owns the outbox tables; `outbox-relay db roles` prints "
             "what other roles need"
         )
+    if isinstance(error, psycopg.errors.UndefinedObject) and "role " in str(error):
+        return "create it, or let --create do so"
     return "compare the schema with: outbox-relay db check"
 
 

@@ -21,8 +21,12 @@ FROM outbox_shard s LEFT JOIN outbox_lease l USING (shard) ORDER BY s.shard
 RELAYS = """
 SELECT instance, started_at, heartbeat, stopped_at, state,
        stopped_at IS NULL AND heartbeat > clock_timestamp() - interval '30 seconds' AS alive
-FROM outbox_relay ORDER BY started_at DESC LIMIT 50
+FROM outbox_relay ORDER BY alive DESC, heartbeat DESC LIMIT 50
 """
+"""The living first: an alarm of theirs must not fall off the end behind a crash loop's dead."""
+
+ENDED = 3
+"""How many that ended are shown to a person."""
 
 
 @click.command(epilog="Example:  outbox-relay status --json")
@@ -53,9 +57,12 @@ def _alarms(shards: list[dict[str, Any]], relays: list[dict[str, Any]]) -> list[
 def _print(shards: list[dict[str, Any]], relays: list[dict[str, Any]], alarms: list[str]) -> None:
     for s in shards:
         pending = "more than 100,000" if s["pending"] > 100_000 else f"{s['pending']:,}"
-        click.echo(f"shard {s['shard']}: owner {s['owner']}, epoch {s['epoch']}, pending {pending}")
-    for r in relays:
+        click.echo(f"shard {s['shard']}: owner {s['owner'] or 'none'}, epoch {s['epoch']}, pending {pending}")
+    ended = [r for r in relays if not r["alive"]]
+    for r in [r for r in relays if r["alive"]] + ended[:ENDED]:
         life = "alive" if r["alive"] else f"stopped {r['stopped_at']}" if r["stopped_at"] else "silent"
         click.echo(f"relay {r['instance']}: {life}, {r['state'].get('state')}, heartbeat {r['heartbeat']}")
+    if len(ended) > ENDED:
+        click.echo(f"… and {len(ended) - ENDED} more that ended (--json shows them)")
     for alarm in alarms:
         click.echo(f"ALARM {alarm}")

@@ -53,7 +53,7 @@ def _column_problems(connection: Connection, tables: dict[str, dict[str, str]]) 
         rows = connection.execute(text(_COLUMNS), {"name": table})
         found = {str(name): str(type_) for name, type_ in rows}
         if not found:
-            wrong.append(f"table {table} is missing; restore it or run: outbox-relay db upgrade")
+            wrong.append(f"table {table} is missing; restore it, or make it as `db sql` prints it")
             continue
         for column, type_ in columns.items():
             if column not in found:

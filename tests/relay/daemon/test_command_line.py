@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -16,11 +17,14 @@ from tests.relay.conftest import StartRelay
 from tests.relay.scene import Scene
 
 
-def outbox_relay(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+def outbox_relay(
+    *arguments: str, directory: Path | None = None, **settings: str
+) -> subprocess.CompletedProcess[str]:
     """Run the program with nothing but `settings` in its environment."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OUTBOX_")}
     return subprocess.run(
         [sys.executable, "-m", "relay", *arguments],
+        cwd=directory,
         env=environment | {f"OUTBOX_{name}": value for name, value in settings.items()},
         capture_output=True,
         text=True,
@@ -29,12 +33,12 @@ def outbox_relay(*arguments: str, **settings: str) -> subprocess.CompletedProces
     )
 
 
-def refused(*arguments: str, **settings: str) -> str:
+def refused(*arguments: str, **settings: Any) -> str:
     """What the program says of something to mend first."""
     return said(3, *arguments, **settings)
 
 
-def said(code: int, *arguments: str, **settings: str) -> str:
+def said(code: int, *arguments: str, **settings: Any) -> str:
     """What the program says before it exits with `code`."""
     done = outbox_relay(*arguments, **settings)
     assert done.returncode == code, done
@@ -59,6 +63,26 @@ def test_a_malformed_url(run: Callable[..., str]) -> None:
     assert "should look like postgresql://" in run(DATABASE_URL="postgres//u:s3cret@h/db")
 
 
+@pytest.mark.parametrize(
+    ("url", "fault"),
+    [
+        ("shop:s3cret", "has no scheme"),
+        ("mysql://u:s3cret@h/db", "has scheme mysql"),
+        ("postgresql+asyncpg://u:s3cret@h/db", "has scheme postgresql+asyncpg"),
+        ("postgresql://u:s3cret@h/db?sslmod=require", "a parameter that libpq does not know"),
+    ],
+)
+def test_what_is_wrong_with_a_url_is_said_as_far_as_it_is_no_secret(url: str, fault: str) -> None:
+    assert fault in refused("db", "check", DATABASE_URL=url)
+
+
+def test_commands_find_the_database_in_the_file_as_the_daemon_does(tmp_path: Path, database: str) -> None:
+    (tmp_path / "outbox-relay.toml").write_text(f'database_url = "{database}"')
+    assert outbox_relay("db", "check", directory=tmp_path).returncode == 0
+    (tmp_path / "outbox-relay.toml").write_text("database_url =")
+    assert "outbox-relay.toml cannot be read" in refused("db", "check", directory=tmp_path)
+
+
 def test_no_url() -> None:
     assert "OUTBOX_DATABASE_URL" in refused("run", KAFKA_BOOTSTRAP_SERVERS="k:1")
     assert "OUTBOX_DATABASE_URL" in refused("status")
@@ -79,7 +103,9 @@ def test_a_kafka_property_that_breaks_a_guarantee(run: Callable[..., str]) -> No
 
 
 def test_an_empty_database(empty_database: str, run: Callable[..., str]) -> None:
-    assert "outbox-relay db" in run(DATABASE_URL=empty_database)
+    answer = run(DATABASE_URL=empty_database)
+    assert "outbox-relay db upgrade" in answer
+    assert "lease" not in answer.replace("outbox_lease", ""), "it never held one"
 
 
 @pytest.mark.parametrize(
@@ -194,6 +220,33 @@ def test_roles_are_printed_and_with_yes_made(database: str, scene: Scene) -> Non
     finally:
         scene.session.execute("DROP OWNED BY relay_by_command")
         scene.session.execute("DROP ROLE relay_by_command")
+
+
+def test_rights_that_could_not_be_given_are_an_error(database: str, login: str, scene: Scene) -> None:
+    arguments = ["db", "roles", "--reader", login, "--yes"]
+    assert outbox_relay(*arguments, DATABASE_URL=database).returncode == 0
+    answer = refused(*arguments, DATABASE_URL=as_user(database, login, "right"))
+    assert "nothing was changed: no privileges were granted" in answer
+    assert "as the role that owns" in answer
+    scene.session.execute(f"DROP OWNED BY {login}".encode())
+    answer = refused("db", "roles", "--reader", "nobody_here", "--yes", DATABASE_URL=database)
+    assert 'role "nobody_here" does not exist; create it, or let --create do so' in answer
+
+
+def test_status_shows_the_living_behind_any_number_of_dead(scene: Scene) -> None:
+    """A relay that runs for days is halted, and its stand-by has crashed all the time."""
+    scene.session.execute(
+        "INSERT INTO outbox_relay (instance, started_at, state) "
+        """VALUES ('old', now() - interval '3 days', '{"state": "halted", "alarm": "poison"}')"""
+    )
+    scene.session.execute(
+        "INSERT INTO outbox_relay (instance, heartbeat, state) "
+        "SELECT 'dead-' || i, now() - interval '1 minute', '{}' FROM generate_series(1, 60) i"
+    )
+    scene.session.execute("UPDATE outbox_lease SET owner = 'old', lease_until = now() + interval '1 hour'")
+    shown = outbox_relay("status", DATABASE_URL=scene.database).stdout
+    assert "relay old: alive, halted" in shown
+    assert shown.endswith("and 46 more that ended (--json shows them)\nALARM old: poison\n")
 
 
 def test_status_tells_who_carries_how_far_and_what_is_wrong(scene: Scene, start: StartRelay) -> None:
