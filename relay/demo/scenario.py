@@ -83,7 +83,10 @@ class Demo:
 
     def _directory(self, stack: ExitStack) -> Path:
         if self._options.logs is not None:
-            self._options.logs.mkdir(parents=True, exist_ok=True)
+            try:
+                self._options.logs.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise DemoImpossible(f"--logs names {self._options.logs}: {error.strerror}") from error
             return self._options.logs.resolve()
         directory = workspace.create("demo")
         stack.callback(workspace.remove, directory)

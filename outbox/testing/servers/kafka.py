@@ -105,7 +105,8 @@ class GivenKafka(KafkaServer):
             self.admin.list_topics(timeout=10)
         except KafkaException as error:
             raise ServerFailed(
-                f"OUTBOX_KAFKA_BOOTSTRAP_SERVERS names {bootstrap}, which does not answer: {error.args[0]}"
+                f"OUTBOX_KAFKA_BOOTSTRAP_SERVERS names {bootstrap}, which does not answer: "
+                f"{error.args[0].str()}"
             ) from error
 
 
