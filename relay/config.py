@@ -70,7 +70,9 @@ class RelayConfig(BaseSettings):
         description="librdkafka's own properties; OUTBOX_KAFKA__SASL_USERNAME is sasl.username",
     )
     shard: int = Field(default=0, ge=0, description="the shard to carry")
-    instance: str = Field(default_factory=_instance, description="name of this relay among others")
+    instance: str = Field(
+        default_factory=_instance, description="name of this relay; no two running ones share one"
+    )
     prepared_statements: bool = Field(
         default=True, description="False behind a transaction pooler that cannot hold prepared statements"
     )

@@ -8,7 +8,7 @@ from itertools import takewhile
 
 from outbox import hooks
 from relay import points
-from relay.producers import Chunk, Target, address
+from relay.producers import Chunk, Refused, Target, TopicRefused, address
 from relay.progress import Progress
 from relay.row import POSITION, TOPIC, Row
 from relay.topics import Topics, UnknownTopic
@@ -26,7 +26,8 @@ class Outgoing:
         self._stopping = stopping
         self._under_way: deque[tuple[int, int]] = deque()
         self.complete = False
-        self.missing: str | None = None
+        self.stopped_by: Exception | None = None
+        """Why it ended before the delta did: UnknownTopic, or Refused for a row whose topic never will be."""
 
     def chunks(self) -> Generator[Chunk]:
         """Close it to end the reading too, before the connection is closed."""
@@ -41,7 +42,7 @@ class Outgoing:
                     )
                     self._under_way.append((rows[-1][POSITION], len(rows)))
                     yield Chunk(self._state.stream, rows, targets)
-                if self.missing is not None:
+                if self.stopped_by is not None:
                     return
             self.complete = True
 
@@ -53,13 +54,16 @@ class Outgoing:
         return rows
 
     def _address(self, page: list[Row]) -> tuple[list[Row], list[Target]]:
-        """The rows in front of the first whose topic is missing, and where each goes."""
+        """The rows in front of the first that has nowhere to go, and where each goes."""
         resolve = partial(self._topics.resolve, self._state)
         try:
             return page, list(address(page, resolve))
-        except UnknownTopic as missing:
-            self.missing = missing.topic
-            rows = [*takewhile(partial(_goes_elsewhere, missing.topic.encode()), page)]
+        except (UnknownTopic, TopicRefused) as stop:
+            rows = [*takewhile(partial(_goes_elsewhere, stop.topic.encode()), page)]
+            if isinstance(stop, TopicRefused):
+                self.stopped_by = Refused(page[len(rows)], stop.reason)
+            else:
+                self.stopped_by = UnknownTopic(stop.topic)
             return rows, list(address(rows, resolve))
 
 

@@ -19,7 +19,7 @@ from relay.lease import Lease
 from relay.look import Look, Looker
 from relay.loop import Complaint
 from relay.outgoing import Outgoing, page
-from relay.producers import Abandoned, Chunk, Interrupted, Producer, Refused
+from relay.producers import Abandoned, Chunk, Interrupted, Producer, Refused, TopicRefused
 from relay.progress import Progress, ShardRow
 from relay.reader import DeltaReader
 from relay.row import Row
@@ -116,7 +116,7 @@ class Shard:
         """Publish what is new, or find out why not. Raises only what an operator has to mend."""
         if not self._lease.held:
             self.let_go()
-            self._status["state"] = "standby"
+            self._status |= {"state": "standby", "alarm": None}
             return Did(0, TROUBLED)
         try:
             held = self._held or self._begin()
@@ -224,7 +224,10 @@ class Shard:
             held.topics_at = began
             if held.sent:
                 self._confirm(held)
-            held.topics.refresh(held.state)
+            try:
+                held.topics.refresh(held.state)
+            except TopicRefused as refused:
+                log.warning("%s; its events will halt the shard", refused)
         look = held.looker.look(held.state.next or held.state.done)
         if look.empty:
             return Did(0, self._idle(held, look, slow=time.monotonic() - began > SLOW_LOOK))
@@ -251,8 +254,8 @@ class Shard:
                     held.state, held.noted_low = held.row.mark_low(held.state, low), low
                     marked_at = now
                 published += self._heard(held, outgoing.arrived(low), now)
-        if outgoing.missing is not None:
-            raise UnknownTopic(outgoing.missing)
+        if outgoing.stopped_by is not None:
+            raise outgoing.stopped_by
         held.sent = outgoing.complete
         return published
 

@@ -1,6 +1,15 @@
 """Ports to the broker: each mode delivers a planned delta in order and says how far it is acknowledged."""
 
-from relay.producers.delivery import Abandoned, Chunk, Interrupted, Producer, Refused, Target, address
+from relay.producers.delivery import (
+    Abandoned,
+    Chunk,
+    Interrupted,
+    Producer,
+    Refused,
+    Target,
+    TopicRefused,
+    address,
+)
 from relay.producers.sequenced import SequencedProducer
 
 __all__ = [
@@ -11,5 +20,6 @@ __all__ = [
     "Refused",
     "SequencedProducer",
     "Target",
+    "TopicRefused",
     "address",
 ]

@@ -50,6 +50,15 @@ class Refused(Exception):
         self.reason = reason
 
 
+class TopicRefused(Exception):
+    """The broker will never take records for this topic as things stand: its name, or our rights."""
+
+    def __init__(self, topic: str, reason: str) -> None:
+        super().__init__(f"topic {topic!r} is refused: {reason}")
+        self.topic = topic
+        self.reason = reason
+
+
 class Producer(Protocol):
     """Delivers one delta at a time."""
 
@@ -62,7 +71,10 @@ class Producer(Protocol):
         """
 
     def partitions(self, topic: str) -> int | None:
-        """How many partitions `topic` has now; None when the broker does not know it."""
+        """How many partitions `topic` has now; None when the broker does not know it.
+
+        Raises TopicRefused, or Interrupted while nobody can tell.
+        """
 
     def cluster_id(self) -> str | None:
         """Identity of the Kafka cluster. Raises Interrupted while no broker can be reached."""

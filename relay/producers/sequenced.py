@@ -9,7 +9,7 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException
 
 from outbox.errors import ConfigurationError
-from relay.producers.delivery import Chunk, Interrupted, Refused
+from relay.producers.delivery import Chunk, Interrupted, Refused, TopicRefused
 from relay.producers.properties import checked
 from relay.producers.session import ALIVE_EVERY, Session, SessionEnded
 from relay.row import POSITION
@@ -50,6 +50,11 @@ GRAVE = (
 )
 """What the client says when it cannot work at all, the most telling first; a lost connection to one of
 several brokers is none of these."""
+
+REMEDIES = {
+    KafkaError.MSG_SIZE_TOO_LARGE: "raise the topic's max.message.bytes, and message.max.bytes in [kafka]",
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: "grant DESCRIBE and WRITE on the topic",
+}
 
 ALL_DOWN = "all brokers are down"
 
@@ -94,6 +99,8 @@ class SequencedProducer:
             return len(found.partitions)
         if found.error.code() in {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC}:
             return None
+        if found.error.code() in REFUSALS:
+            raise TopicRefused(topic, _explained(found.error))
         raise Interrupted(f"topic {topic!r}: {found.error.str()}")
 
     def cluster_id(self) -> str | None:
@@ -153,7 +160,10 @@ class SequencedProducer:
         """
         for topic, partition in set(chunk.targets):
             if topic not in session.partitions:
-                session.partitions[topic] = self.partitions(topic) or 0
+                try:
+                    session.partitions[topic] = self.partitions(topic) or 0
+                except TopicRefused as refused:
+                    raise Interrupted(str(refused)) from refused
             if partition >= session.partitions[topic]:
                 found = session.partitions.pop(topic)
                 state = f"has {found} partitions" if found else "is gone from the broker"
@@ -199,7 +209,7 @@ class SequencedProducer:
         """Who is to blame: the row that was alone on its way, or one to be found by sending singly."""
         refused = ended.cause is not None and ended.cause.code() in REFUSALS
         if ended.cause is not None and refused and ended.row is not None:
-            return Refused(ended.row, ended.cause.str())
+            return Refused(ended.row, _explained(ended.cause))
         if refused or ended.cause is None:
             self._careful_to = max(self._careful_to, session.handed)
         return ended
@@ -208,3 +218,8 @@ class SequencedProducer:
         session.close()
         if self._session is session:
             self._session = None
+
+
+def _explained(error: KafkaError) -> str:
+    remedy = REMEDIES.get(error.code())
+    return f"{error.str()} ({remedy})" if remedy else error.str()

@@ -8,7 +8,7 @@ from typing import Protocol
 import pytest
 from sqlalchemy import Engine
 
-from outbox.testing.servers import KafkaServer
+from outbox.testing.servers import KafkaBroker, KafkaServer, start_kafka
 from tests.conftest import TopicFactory
 from tests.relay.process import RelayProcess
 from tests.relay.scene import Scene
@@ -27,6 +27,26 @@ def scene(database: str, engine: Engine, kafka: KafkaServer, topic: TopicFactory
     """A fresh database and a topic of six partitions on the session's servers."""
     with Scene(database, kafka.bootstrap, topic("events")) as scene:
         yield scene
+
+
+@pytest.fixture(scope="session")
+def second_kafka() -> Iterator[KafkaServer]:
+    """A broker of one's own to kill and freeze, without having to start it each time."""
+    with start_kafka(own=True) as server:
+        yield server
+
+
+@pytest.fixture
+def broker(second_kafka: KafkaServer, scene: Scene) -> Iterator[KafkaBroker]:
+    """The only broker of this scene's cluster. It may be left dead, not frozen."""
+    (broker,) = second_kafka.brokers
+    if not broker.running:
+        broker.start()
+    scene.bootstrap = scene.settings["OUTBOX_KAFKA_BOOTSTRAP_SERVERS"] = second_kafka.bootstrap
+    second_kafka.create_topic(scene.topic, 6)
+    yield broker
+    if broker.running:
+        broker.resume()
 
 
 @pytest.fixture

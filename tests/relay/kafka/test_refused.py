@@ -20,7 +20,15 @@ def test_a_row_too_large_halts_the_shard_and_goes_out_once_the_topic_takes_it(
     relay.wait_for("relay.halted", 2)
     assert [record.id for record in wire.effects(scene.arrived())] == innocent
     alarm = scene.status("relay-1")["alarm"]
-    for named in (poison, scene.topic, "key k1", "position 121", "too large", "until this is mended"):
+    for named in (
+        poison,
+        scene.topic,
+        "key k1",
+        "position 121",
+        "too large",
+        "max.message.bytes",
+        "until this is mended",
+    ):
         assert named in alarm
     assert scene.status("relay-1")["state"] == "halted"
     assert relay.log.count("ERROR relay.shard") == 1, "said once, not at every attempt"

@@ -8,6 +8,7 @@ from confluent_kafka.admin import NewPartitions
 from outbox.testing.servers import KafkaServer
 from relay.producers import address
 from relay.row import Row
+from tests.relay import wire
 from tests.relay.conftest import StartRelay
 from tests.relay.scene import Scene
 
@@ -69,6 +70,18 @@ def test_a_changed_partition_count_is_followed_between_deltas_and_never_inside_o
         assert record.partition == partition_of(record.key, 6 if record.id in first else 12)
     assert max(r.partition for r in records if r.id in second) > 5
     assert "has 12 partitions instead of 6" in relay.log
+
+
+def test_a_topic_that_kafka_cannot_have_halts_at_its_event(scene: Scene, start: StartRelay) -> None:
+    before = scene.write(10)
+    (impossible,) = scene.write(1, topic="no such: name")
+    scene.write(10)
+    relay = start(sabotage="impatient")
+    relay.wait_for("relay.halted")
+    scene.wait("SELECT state->>'state' = 'halted' FROM outbox_relay")
+    assert impossible in scene.status("relay-1")["alarm"]
+    assert [record.id for record in wire.effects(scene.arrived()) if record.id not in before] == []
+    assert len(scene.arrived()) == len(before)
 
 
 def test_a_missing_topic_is_named_and_its_events_go_out_once_it_is_there(
