@@ -1,5 +1,7 @@
 """Find the one class of an event name and version, whatever its module is called today."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from outbox.errors import CatalogError
@@ -36,10 +38,15 @@ def lookup(wire_type: str) -> "type[Event]":
         ) from None
 
 
+def decoder(wire_type: str) -> "Callable[[bytes], Event]":
+    """Makes events of payloads of one type, raising UndecodableRecord. Raises CatalogError."""
+    event = lookup(wire_type)
+    return partial(event.__serializer__.deserialize, event)
+
+
 def decode(wire_type: str, payload: bytes) -> "Event":
     """The event that `payload` is. Raises CatalogError or UndecodableRecord."""
-    event = lookup(wire_type)
-    return event.__serializer__.deserialize(event, payload)
+    return decoder(wire_type)(payload)
 
 
 def registered() -> "dict[str, type[Event]]":

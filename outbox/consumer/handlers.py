@@ -105,27 +105,33 @@ class Handlers:
 def apply(session: Session, runs: Iterable[Run]) -> None:
     """Call the handlers in the records' order; a bulk handler gets a run at once."""
     for run in runs:
-        handler, wire_type = run.route.handler, run.route.wire_type
+        handler = run.route.handler
+        read = _reader(run.route)
         if handler.bulk:
-            events = [_event(handler, wire_type, message) for message in run.messages]
+            events = [read(message) for message in run.messages]
             if handler.wants_record:
                 handler.function(session, events, [record_of(message) for message in run.messages])
             else:
                 handler.function(session, events)
             continue
         for message in run.messages:
-            event = _event(handler, wire_type, message)
             if handler.wants_record:
-                handler.function(session, event, record_of(message))
+                handler.function(session, read(message), record_of(message))
             else:
-                handler.function(session, event)
+                handler.function(session, read(message))
 
 
-def _event(handler: Handler, wire_type: str, message: Polled) -> Any:
-    payload = message.value()
-    if payload is None or not handler.typed:
-        return payload
-    return catalog.decode(wire_type, payload)
+def _reader(route: Route) -> Callable[[Polled], Any]:
+    """What the handlers of this route get for a record: the event, or the bytes; None for a tombstone."""
+    if not route.handler.typed:
+        return Polled.value
+    decode = catalog.decoder(route.wire_type)
+
+    def read(message: Polled) -> Any:
+        payload = message.value()
+        return None if payload is None else decode(payload)
+
+    return read
 
 
 def _takes_record(function: Function, name: str) -> bool:

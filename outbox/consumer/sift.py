@@ -56,7 +56,7 @@ class Sieve:
             if route is None:
                 self._refuse(topic, type_)
                 skipped += 1
-            elif message.value() is None and not route.handler.tombstones:
+            elif not route.handler.tombstones and message.value() is None:
                 what = f"tombstones of {route.wire_type}"
                 self._say(topic, what, "its handler is not registered with tombstones=True")
                 skipped += 1

@@ -111,7 +111,9 @@ class Stage:
         self.group = f"group.{topic}"
         self._sent: dict[int, int] = dict.fromkeys(range(partitions), 0)
         self._put: dict[int, int] = dict.fromkeys(range(partitions), 0)
-        self._producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 1})
+        self._producer = Producer(
+            {"bootstrap.servers": bootstrap, "linger.ms": 1, "enable.idempotence": True}
+        )
         with engine.begin() as connection:
             connection.execute(text(TABLE))
 
