@@ -1,10 +1,10 @@
 """librdkafka's properties as the user gave them, or a refusal that says which guarantee would break."""
 
-import logging
 import re
 from collections.abc import Mapping
 from typing import Any
 
+from outbox import kafka_log
 from outbox.errors import ConfigurationError
 
 DEFAULTS: dict[str, Any] = {
@@ -74,7 +74,7 @@ def consumer_properties(given: Mapping[str, Any], group: str) -> dict[str, Any]:
         **given,
         **fixed,
         "group.id": group,
-        "logger": logging.getLogger("outbox.consumer.kafka"),
+        "logger": kafka_log.quiet("outbox.consumer.kafka"),
     }
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from confluent_kafka import KafkaException, Producer
 
+from outbox import kafka_log
 from outbox.errors import ConfigurationError
 
 REQUIRED: dict[str, tuple[Any, str]] = {
@@ -123,7 +124,7 @@ class _Known(logging.Filter):
 
 def _logger() -> logging.Logger:
     """Where librdkafka's own log lines go."""
-    logger = logging.getLogger("relay.kafka")
+    logger = kafka_log.quiet("relay.kafka")
     if not any(isinstance(known, _Known) for known in logger.filters):
         logger.addFilter(_Known())
     return logger
