@@ -68,7 +68,7 @@ class Did:
 class _Held:
     """Everything that is valid only between one claim and the next."""
 
-    connections: tuple[Connection, Connection]
+    connection: Connection
     row: ShardRow
     looker: Looker
     reader: DeltaReader
@@ -106,6 +106,7 @@ class Shard:
         self._make_producer = producer
         self._producer: Producer | None = None
         self._held: _Held | None = None
+        self._connections: list[Connection] = []
         self._stopping = stopping
         self._stop_by: float | None = None
         self._status = status
@@ -144,10 +145,8 @@ class Shard:
 
     def let_go(self) -> None:
         """Forget the claim: the next round starts from the row itself."""
-        held, self._held = self._held, None
-        if held is not None:
-            for connection in held.connections:
-                connection.close()
+        self._held = None
+        self._disconnect()
         if self._producer is not None:
             self._producer.close()
             self._producer = None
@@ -165,35 +164,32 @@ class Shard:
                 log.info("the last delta was not confirmed and will be sent again: %s", error)
         self.let_go()
 
+    def _disconnect(self) -> None:
+        while self._connections:
+            self._connections.pop().close()
+
     def break_off(self) -> None:
         """From another thread: end whatever waits for the database; its outcome is unknown."""
-        for connection in self._held.connections if self._held is not None else ():
+        for connection in tuple(self._connections):
             database.break_off(connection)
 
     def _begin(self) -> _Held:
         """Claim the shard and believe its row; the broker comes first, so that a claim is not idle."""
         producer = self._producer = self._producer or self._make_producer()
         cluster = producer.cluster_id()
-        connection = self._database.connect(f"shard {self._config.shard}")
-        try:
-            reading = self._database.connect(f"shard {self._config.shard} reader")
-        except BaseException:
-            connection.close()
-            raise
-        try:
-            here = guards.examine(connection, cluster)
-            row = ShardRow(connection, self._config.shard)
-            state = row.claim()
-            hooks.fire(points.CLAIMED, shard=state.shard, epoch=state.epoch)
-            guards.compare_counters(connection, state)
-            topics = Topics(connection, producer)
-            topics.load(state)
-        except BaseException:
-            connection.close()
-            reading.close()
-            raise
+        self._disconnect()
+        for purpose in (f"shard {self._config.shard}", f"shard {self._config.shard} reader"):
+            self._connections.append(self._database.connect(purpose))
+        connection, reading = self._connections
+        here = guards.examine(connection, cluster)
+        row = ShardRow(connection, self._config.shard)
+        state = row.claim()
+        hooks.fire(points.CLAIMED, shard=state.shard, epoch=state.epoch)
+        guards.compare_counters(connection, state)
+        topics = Topics(connection, producer)
+        topics.load(state)
         self._held = _Held(
-            connections=(connection, reading),
+            connection=connection,
             row=row,
             looker=Looker(connection, limit=self._config.look_rows),
             reader=DeltaReader(reading, rows=self._config.chunk_rows, bytes_=self._config.chunk_bytes),
@@ -213,11 +209,11 @@ class Shard:
         if held.surroundings is not None:
             if held.sent:
                 self._confirm(held)
-            held.state = guards.after_fail_over(held.connections[0], held.surroundings, held.row, held.state)
+            held.state = guards.after_fail_over(held.connection, held.surroundings, held.row, held.state)
             held.surroundings = None
         began = time.monotonic()
         if began - held.examined_at >= EXAMINE_EVERY:
-            guards.examine(held.connections[0], None)
+            guards.examine(held.connection, None)
             held.examined_at = began
         if began - held.topics_at >= TOPICS_EVERY:
             # Counts change between deltas only, and under steady traffic no delta is confirmed alone.

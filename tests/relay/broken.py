@@ -62,6 +62,12 @@ def stops_when_fenced() -> None:
     hooks.subscribe(observer)
 
 
+def leaves_without_a_word() -> None:
+    """Does not write down at its end what was acknowledged."""
+    relay.shard.Shard.finish = relay.shard.Shard.let_go  # type: ignore[method-assign]
+    relay.shard.LOW_EVERY = 60.0
+
+
 SABOTAGE = {
     work.__name__: work
     for work in (
@@ -71,6 +77,7 @@ SABOTAGE = {
         scatters_keys,
         sleepwalks,
         stops_when_fenced,
+        leaves_without_a_word,
     )
 }
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from outbox.storage import ddl
-from outbox.testing.servers import start_kafka, start_mock_kafka, start_postgres
+from outbox.testing.servers import KafkaBroker, start_mock_kafka, start_postgres
 from tests.conftest import create_engine
 from tests.relay.conftest import StartRelay
 from tests.relay.process import RelayProcess
@@ -36,20 +36,17 @@ def test_it_waits_for_its_database(tmp_path: Path) -> None:
             assert relay.stop() == 0
 
 
-def test_it_waits_for_its_broker(scene: Scene, start: StartRelay) -> None:
-    with start_kafka(own=True) as kafka:
-        scene.settings["OUTBOX_KAFKA_BOOTSTRAP_SERVERS"] = scene.bootstrap = kafka.bootstrap
-        kafka.create_topic(scene.topic, 6)
-        kafka.brokers[0].kill()
-        scene.write(100)
-        relay = start(sabotage="impatient")
-        scene.wait("SELECT state->>'alarm' LIKE 'no broker answers%' FROM outbox_relay")
-        assert kafka.bootstrap in scene.status("relay-1")["alarm"]
-        kafka.brokers[0].start()
-        scene.wait_until_through()
-        assert relay.log.count("no broker answers") <= 2, "said once, and once that it is over"
-        assert scene.complaints() == []
-        assert relay.stop() == 0
+def test_it_waits_for_its_broker(scene: Scene, start: StartRelay, broker: KafkaBroker) -> None:
+    broker.kill()
+    scene.write(100)
+    relay = start(sabotage="impatient")
+    scene.wait("SELECT state->>'alarm' LIKE 'no broker answers%' FROM outbox_relay")
+    assert scene.bootstrap in scene.status("relay-1")["alarm"]
+    broker.start()
+    scene.wait_until_through()
+    assert relay.log.count("no broker answers") <= 2, "said once, and once that it is over"
+    assert scene.complaints() == []
+    assert relay.stop() == 0
 
 
 def test_the_clients_standing_warning_is_not_repeated_at_every_start(scene: Scene, start: StartRelay) -> None:

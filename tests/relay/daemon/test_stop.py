@@ -6,7 +6,7 @@ from signal import SIGCONT, SIGINT, SIGSTOP, SIGTERM, Signals
 
 import pytest
 
-from outbox.testing.servers import start_kafka, start_mock_kafka
+from outbox.testing.servers import KafkaBroker, start_mock_kafka
 from tests.relay import wire
 from tests.relay.conftest import StartRelay
 from tests.relay.scene import Scene
@@ -31,6 +31,16 @@ def test_a_stop_under_load_repeats_nothing(scene: Scene, start: StartRelay, numb
     records = scene.arrived()
     assert wire.complaints(records, scene.committed()) == []
     assert wire.repeats(records) == 0
+
+
+def test_the_test_finds_out_a_relay_that_leaves_without_a_word(scene: Scene, start: StartRelay) -> None:
+    scene.write(5_000)
+    first = start(lease="30", sabotage="leaves_without_a_word")
+    first.wait_for("relay.acknowledged", 20)
+    assert first.stop() == 0
+    start(lease="30", chunk_rows="2000")
+    scene.wait_until_through()
+    assert wire.repeats(scene.arrived()) > 0
 
 
 def test_a_frozen_broker_holds_nobody_longer_than_the_time_to_stop(scene: Scene, start: StartRelay) -> None:
@@ -91,13 +101,12 @@ def test_a_killed_backend_costs_a_new_claim_and_nothing_else(scene: Scene, start
     assert relay.stop() == 0
 
 
-def test_a_broker_that_died_for_good_does_not_hold_a_stop(scene: Scene, start: StartRelay) -> None:
-    with start_kafka(own=True) as kafka:
-        scene.settings["OUTBOX_KAFKA_BOOTSTRAP_SERVERS"] = kafka.bootstrap
-        kafka.create_topic(scene.topic, 6)
-        relay = start(lease="30", stop_timeout="1", sabotage="impatient")
-        relay.wait_for("relay.claimed")
-        kafka.brokers[0].kill()
-        scene.write(10)
-        relay.wait_for("relay.planned")
-        assert relay.stop(within=12) == 0
+def test_a_broker_that_died_for_good_does_not_hold_a_stop(
+    scene: Scene, start: StartRelay, broker: KafkaBroker
+) -> None:
+    relay = start(lease="30", stop_timeout="1", sabotage="impatient")
+    relay.wait_for("relay.claimed")
+    broker.kill()
+    scene.write(10)
+    relay.wait_for("relay.planned")
+    assert relay.stop(within=12) == 0

@@ -2,7 +2,7 @@
 
 from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
 
-from outbox.testing.servers import KafkaServer, start_kafka
+from outbox.testing.servers import KafkaBroker, KafkaServer
 from tests.conftest import TopicFactory
 from tests.relay import wire
 from tests.relay.conftest import StartRelay
@@ -42,23 +42,19 @@ def test_a_row_too_large_halts_the_shard_and_goes_out_once_the_topic_takes_it(
 
 
 def test_an_outage_is_no_refusal_and_is_caught_up_with(
-    database: str, start: StartRelay, scene: Scene
+    scene: Scene, start: StartRelay, broker: KafkaBroker
 ) -> None:
-    with start_kafka(own=True) as kafka:
-        scene.settings["OUTBOX_KAFKA_BOOTSTRAP_SERVERS"] = scene.bootstrap = kafka.bootstrap
-        kafka.create_topic(scene.topic, 3)
-        relay = start(sabotage="impatient")
-        scene.write(200)
-        scene.wait_until_through()
-        broker = kafka.brokers[0]
-        for lose, regain in ((broker.pause, broker.resume), (broker.kill, broker.start)):
-            lose()
-            scene.write(300)
-            scene.wait("SELECT state->>'alarm' IS NOT NULL FROM outbox_relay")
-            assert scene.status("relay-1")["state"] == "waiting"
-            regain()
-            scene.wait_until_through(60)
-            scene.wait("SELECT state->>'alarm' IS NULL FROM outbox_relay")
-        assert relay.count("relay.halted") == 0
-        assert scene.complaints() == []
-        assert relay.stop() == 0
+    relay = start(sabotage="impatient")
+    scene.write(200)
+    scene.wait_until_through()
+    for lose, regain in ((broker.pause, broker.resume), (broker.kill, broker.start)):
+        lose()
+        scene.write(300)
+        scene.wait("SELECT state->>'alarm' IS NOT NULL FROM outbox_relay")
+        assert scene.status("relay-1")["state"] == "waiting"
+        regain()
+        scene.wait_until_through(60)
+        scene.wait("SELECT state->>'alarm' IS NULL FROM outbox_relay")
+    assert relay.count("relay.halted") == 0
+    assert scene.complaints() == []
+    assert relay.stop() == 0

@@ -10,7 +10,7 @@ from signal import SIGCONT, SIGKILL, SIGSTOP
 import psycopg
 import pytest
 
-from outbox.testing.servers import KafkaServer, start_kafka
+from outbox.testing.servers import KafkaBroker
 from tests.relay import wire
 from tests.relay.conftest import StartRelay
 from tests.relay.process import RelayProcess
@@ -103,9 +103,9 @@ class Trouble:
     """Breaks something again and again, and mends it in the end."""
 
     def __init__(
-        self, scene: Scene, kafka: KafkaServer, start: Callable[[], RelayProcess], seed: int
+        self, scene: Scene, broker: KafkaBroker, start: Callable[[], RelayProcess], seed: int
     ) -> None:
-        self._scene, self._kafka, self._start = scene, kafka, start
+        self._scene, self._broker, self._start = scene, broker, start
         self._random = random.Random(seed)
         self._relays = [start(), start()]
         self._frozen: list[RelayProcess] = []
@@ -113,7 +113,7 @@ class Trouble:
 
     def go_on(self, until: float) -> None:
         """Until the time is over; the pauses are part of the schedule."""
-        deeds = [self._kill] * 4 + [self._freeze] * 3 + [self._sever] * 2 + [self._broker]
+        deeds = [self._kill] * 4 + [self._freeze] * 3 + [self._sever] * 2 + [self._restart]
         while time.monotonic() < until:
             time.sleep(self._random.uniform(0.2, 0.9))
             self._random.choice(deeds)()
@@ -145,35 +145,33 @@ class Trouble:
         self._scene.session.execute(OURS)
         self.done.append("sever")
 
-    def _broker(self) -> None:
-        broker = self._kafka.brokers[0]
-        broker.kill()
-        broker.launch()
+    def _restart(self) -> None:
+        self._broker.kill()
+        self._broker.launch()
         self.done.append("broker")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(150)
-def test_whatever_fails_nothing_is_lost_invented_or_overtaken(scene: Scene, start: StartRelay) -> None:
-    with start_kafka(own=True) as kafka:
-        scene.settings["OUTBOX_KAFKA_BOOTSTRAP_SERVERS"] = scene.bootstrap = kafka.bootstrap
-        kafka.create_topic(scene.topic, 4)
-        scene.session.execute("CREATE TABLE counter (key text PRIMARY KEY, n bigint NOT NULL)")
-        scene.session.execute(
-            f"INSERT INTO counter SELECT 'k' || k, 0 FROM generate_series(0, {KEYS}) k".encode()
-        )
-        until = time.monotonic() + SECONDS
-        writers = [Writer(scene, seed, until) for seed in range(SEED, SEED + 4)]
-        for writer in writers:
-            writer.start()
-        trouble = Trouble(scene, kafka, lambda: start(look_rows="20", chunk_rows="7"), SEED)
-        trouble.go_on(until)
-        for writer in writers:
-            writer.join(30)
-            assert writer.failure is None, writer.failure
-        scene.wait_until_through(60)
-        committed = scene.session.execute(COMMITTED).fetchall()
-        records = scene.arrived()
-        assert wire.complaints(records, committed) == [], trouble.done
-        assert len(committed) > 200
-        assert len(trouble.done) > 5
+def test_whatever_fails_nothing_is_lost_invented_or_overtaken(
+    scene: Scene, start: StartRelay, broker: KafkaBroker
+) -> None:
+    scene.session.execute("CREATE TABLE counter (key text PRIMARY KEY, n bigint NOT NULL)")
+    scene.session.execute(
+        f"INSERT INTO counter SELECT 'k' || k, 0 FROM generate_series(0, {KEYS}) k".encode()
+    )
+    until = time.monotonic() + SECONDS
+    writers = [Writer(scene, seed, until) for seed in range(SEED, SEED + 4)]
+    for writer in writers:
+        writer.start()
+    trouble = Trouble(scene, broker, lambda: start(look_rows="20", chunk_rows="7"), SEED)
+    trouble.go_on(until)
+    for writer in writers:
+        writer.join(30)
+        assert writer.failure is None, writer.failure
+    scene.wait_until_through(60)
+    committed = scene.session.execute(COMMITTED).fetchall()
+    records = scene.arrived()
+    assert wire.complaints(records, committed) == [], trouble.done
+    assert len(committed) > 200
+    assert len(trouble.done) > 5
