@@ -30,6 +30,8 @@ log = logging.getLogger("relay")
 
 FILE = Path("outbox-relay.toml")
 
+SHORTEST_LEASE = timedelta(milliseconds=100)
+
 
 def _instance() -> str:
     return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
@@ -69,9 +71,11 @@ class RelayConfig(BaseSettings):
         repr=False,  # holds passwords
         description="librdkafka's own properties; OUTBOX_KAFKA__SASL_USERNAME is sasl.username",
     )
-    shard: int = Field(default=0, ge=0, description="the shard to carry")
+    shard: int = Field(default=0, description="the shard to carry")
     instance: str = Field(
-        default_factory=_instance, description="name of this relay; no two running ones share one"
+        default_factory=_instance,
+        min_length=1,
+        description="name of this relay; no two running ones share one",
     )
     prepared_statements: bool = Field(
         default=True, description="False behind a transaction pooler that cannot hold prepared statements"
@@ -133,6 +137,20 @@ class RelayConfig(BaseSettings):
     def _positive(cls, value: timedelta) -> timedelta:
         if value <= timedelta(0):
             raise ValueError("must be longer than nothing")
+        return value
+
+    @field_validator("lease")
+    @classmethod
+    def _renewable(cls, value: timedelta) -> timedelta:
+        if value < SHORTEST_LEASE:
+            raise ValueError(f"must be {SHORTEST_LEASE.total_seconds():g} s at least, to be renewed in time")
+        return value
+
+    @field_validator("shard")
+    @classmethod
+    def _the_only_one(cls, value: int) -> int:
+        if value != 0:
+            raise ValueError("must be 0: in this release one shard carries a database")
         return value
 
     @field_validator("retention")
