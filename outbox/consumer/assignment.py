@@ -58,7 +58,10 @@ class Assignment:
         else:
             others = [other for other in self.partitions.values() if other is not partition]
             for other in others:
-                other.rewind()
+                # One that rests keeps its records, and with them its pause: lifting that is what follows
+                # when they are applied. It is assigned behind them.
+                if other.key not in self._paused:
+                    other.rewind()
             self._client.assign([_place(other) for other in others])
             self._client.assign([_place(other) for other in self.partitions.values()])
         self._settle(partition)

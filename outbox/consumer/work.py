@@ -108,6 +108,8 @@ class Work:
                 len(batch.messages),
             )
             partition.singly = len(batch.messages)
+            # Each takes a round, and each round may poll a whole batch: they would pile up in memory.
+            self._assignment.pause(partition)
             return
         offset = batch.expected if len(batch.messages) > 1 else batch.next - 1
         what = f"the record at offset {offset} failed: {_brief(error)}"

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from outbox import Event, Reject, Retry
 from outbox.consumer import Consumer, Record, Status
 from tests.consumer.conftest import StageFactory
-from tests.consumer.stage import Stage, Witness, eventually, running
+from tests.consumer.stage import PROTOCOLS, Stage, Witness, eventually, running
 
 
 class Counted(Event, name="thing.counted", version=1, topic="unused", aggregate="thing"):
@@ -66,6 +66,46 @@ def test_retry_waits_as_long_as_the_handler_asks(build: StageFactory, seen: Witn
     with running(faulty.consumer):
         assert seen.wait("consumer.retrying")["wait"] >= 60
     assert stage.effects() == []
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_partition_that_rests_goes_on_whatever_is_repositioned_meanwhile(
+    build: StageFactory, seen: Witness, protocol: str
+) -> None:
+    stage = build(partitions=2)
+    faulty = Faulty(stage, kafka=PROTOCOLS[protocol])
+    faulty.faults["0.1"] = [Retry(after=timedelta(seconds=1))]
+    with running(faulty.consumer):
+        stage.send(3, partition=0)
+        seen.wait("consumer.retrying")
+        stage.sql("UPDATE consumer_offset SET owner_epoch = owner_epoch + 1 WHERE partition = 1")
+        stage.send(3, partition=1)
+        seen.wait("consumer.fenced")
+        eventually(lambda: len(stage.effects(1)) == 3)
+        faulty.heal()
+        stage.wait(within=10)
+        stage.send(6)
+        stage.wait(within=10)
+    assert stage.faults() == []
+
+
+def test_records_do_not_pile_up_while_a_batch_is_run_one_by_one(build: StageFactory, seen: Witness) -> None:
+    stage = build(partitions=1)
+    faulty = Faulty(stage, batch_size=50)
+    faulty.faults["0.50"] = [ZeroDivisionError("1/0")]
+    seen.at("consumer.retrying", lambda _: faulty.heal())
+    waiting: list[int] = []
+
+    def count(_: dict[str, Any]) -> None:
+        (member,) = faulty.consumer._members
+        waiting.extend(len(partition.polled) for partition in member._assignment.partitions.values())
+
+    seen.at("consumer.batch.begin", count)
+    stage.send(3000)
+    with running(faulty.consumer):
+        stage.wait()
+    assert stage.faults() == []
+    assert max(waiting) <= 4 * 50
 
 
 def test_reject_stops_the_partition_before_the_record(stage: Stage, seen: Witness) -> None:
