@@ -98,6 +98,7 @@ class Partition:
     def release(self, reason: str, wait: float) -> None:
         """Own it no longer; claim it again after `wait` seconds."""
         self.claim = None
+        self.verified = False
         self.polled.clear()
         self.reason = reason
         self.due = time.monotonic() + wait
@@ -111,6 +112,7 @@ class Partition:
     def stop(self, reason: str) -> None:
         """Stand still, nothing skipped, until somebody claims it anew."""
         self.stopped = True
+        self.verified = False
         self.polled.clear()
         self.reason = reason
 

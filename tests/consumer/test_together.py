@@ -1,5 +1,8 @@
 """Small batches of several partitions share a transaction, and yet none answers for another."""
 
+import dataclasses
+import time
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -7,8 +10,11 @@ from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
 from outbox import Reject
-from outbox.consumer import Record
+from outbox.consumer import Consumer, Record
 from outbox.consumer.batch import BatchRunner
+from outbox.consumer.identity import BrokerIdentities, TopicIdentity, TopicMissing
+from outbox.consumer.partition import Partition
+from tests.consumer.conftest import StageFactory
 from tests.consumer.stage import Stage, Witness, eventually, running
 
 
@@ -97,6 +103,52 @@ def test_without_counting_every_offset_a_shared_transaction_does_harm(
     # The next owner begins where the row stands, and applies again what was not counted.
     with running(stage.recorder()):
         eventually(lambda: any("doubled ['1." in fault for fault in stage.faults()))
+
+
+class Flickering(BrokerIdentities):
+    """The topic is not found, once, when one of two partitions was seen to be right a moment ago."""
+
+    partitions: Iterable[Partition] = ()
+    flickered = False
+
+    def look(self, topics: Iterable[str]) -> dict[str, TopicIdentity | TopicMissing]:
+        found = super().look(topics)
+        here = list(self.partitions)
+        if self.flickered or {p.verified for p in here if p.polled} != {True, False}:
+            return found
+        self.flickered = True
+        return {topic: TopicMissing(topic) for topic in found}
+
+
+def test_a_topic_that_flickers_takes_its_partitions_back_and_no_consumer_down(
+    build: StageFactory, seen: Witness
+) -> None:
+    stage = build(partitions=2)
+    consumer = stage.recorder()
+    consumer._setup = dataclasses.replace(consumer._setup, new_identities=Flickering)
+
+    def more(_: dict[str, Any]) -> None:
+        if len(seen.all("consumer.batch.committed")) == 1:
+            stage.send(6)
+            time.sleep(0.05)
+
+    seen.at("consumer.batch.committed", more)
+    seen.at("consumer.assigned", lambda _: watch(consumer))
+    with running(consumer):
+        stage.send(1, partition=0)
+        eventually(lambda: flicker(consumer).flickered)
+        stage.wait()
+    assert stage.faults() == []
+
+
+def flicker(consumer: Consumer) -> Flickering:
+    (member,) = consumer._members
+    assert isinstance(member._identities, Flickering)
+    return member._identities
+
+
+def watch(consumer: Consumer) -> None:
+    flicker(consumer).partitions = consumer._members[0]._assignment.partitions.values()
 
 
 def test_a_poison_stops_its_own_partition_alone(stage: Stage, seen: Witness) -> None:
