@@ -69,6 +69,8 @@ class Handlers:
             )
         if inspect.iscoroutinefunction(function):
             raise ConfigurationError(f"{name} is async; handlers of a Consumer are plain functions (def)")
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise ConfigurationError(f"{name} contains `yield`, so calling it would run nothing of it")
         handler = Handler(
             function, _takes_record(function, name), bulk, bool(events), tombstones or not events
         )
@@ -106,32 +108,31 @@ def apply(session: Session, runs: Iterable[Run]) -> None:
     """Call the handlers in the records' order; a bulk handler gets a run at once."""
     for run in runs:
         handler = run.route.handler
-        read = _reader(run.route)
+        events = _read(run)
         if handler.bulk:
-            events = [read(message) for message in run.messages]
             if handler.wants_record:
                 handler.function(session, events, [record_of(message) for message in run.messages])
             else:
                 handler.function(session, events)
             continue
-        for message in run.messages:
+        for event, message in zip(events, run.messages, strict=True):
             if handler.wants_record:
-                handler.function(session, read(message), record_of(message))
+                handler.function(session, event, record_of(message))
             else:
-                handler.function(session, read(message))
+                handler.function(session, event)
 
 
-def _reader(route: Route) -> Callable[[Polled], Any]:
-    """What the handlers of this route get for a record: the event, or the bytes; None for a tombstone."""
-    if not route.handler.typed:
-        return Polled.value
-    decode = catalog.decoder(route.wire_type)
+def _read(run: Run) -> Iterable[Any]:
+    """What the handlers get: events, or bytes on a route that is not decoded; None for a tombstone.
 
-    def read(message: Polled) -> Any:
-        payload = message.value()
-        return None if payload is None else decode(payload)
-
-    return read
+    Lazily for a handler that takes them one by one, so that an earlier record's failure comes first.
+    """
+    payloads = [message.value() for message in run.messages]
+    if not run.route.handler.typed:
+        return payloads
+    decode = catalog.decoder(run.route.wire_type)
+    events = (None if payload is None else decode(payload) for payload in payloads)
+    return list(events) if run.route.handler.bulk else events
 
 
 def _takes_record(function: Function, name: str) -> bool:

@@ -12,51 +12,48 @@ from typing import Self
 
 from outbox.record import Seq
 
-Place = tuple[int, int]
-"""(delta, position)"""
+Mark = list[int]
+"""[delta, position]: compares as a place in the stream, and is moved in place."""
 
 
 class Marks:
     """The highest place applied per source and shard, of the source's highest generation."""
 
-    __slots__ = ("_here", "_shards", "_sources", "_stream")
+    __slots__ = ("_mark", "_prefix", "_sources")
 
-    def __init__(self, sources: dict[str, tuple[int, dict[int, Place]]] | None = None) -> None:
+    def __init__(self, sources: dict[str, tuple[int, dict[int, Mark]]] | None = None) -> None:
         self._sources = sources or {}
-        self._stream = b""
-        self._shards: dict[int, Place] = {}
-        self._here = 0
+        self._prefix = b""
+        self._mark: Mark = []
 
     def admit_encoded(self, value: bytes) -> bool:
         """`admit` for a header as it stands; raises UndecodableRecord for what no relay wrote.
 
-        Neighbours nearly always come from one stream, so its part of the header is compared as bytes (0.6
-        instead of 3 µs a record).
+        Neighbours mostly come from one delta, so all before their position is compared as bytes: 0.4 instead
+        of 3 µs a record.
         """
-        stream, _, place = value.rpartition(b":")
-        delta, _, position = place.partition(b".")
-        if stream != self._stream or not (delta.isdigit() and position.isdigit()):
-            return self._enter(stream, Seq.parse(value))
-        here = (int(delta), int(position))
-        if here <= self._shards[self._here]:
+        prefix, _, position = value.rpartition(b".")
+        if prefix != self._prefix or not position.isdigit():
+            return self._enter(prefix, Seq.parse(value))
+        here, mark = int(position), self._mark
+        if here <= mark[1]:
             return False
-        self._shards[self._here] = here
+        mark[1] = here
         return True
 
-    def _enter(self, stream: bytes, seq: Seq) -> bool:
-        """The first record of another stream; one of an older generation has none to enter."""
-        admitted = self.admit(seq)
-        generation, shards = self._sources[seq.source]
-        if generation == seq.generation:
-            self._stream, self._shards, self._here = stream, shards, seq.shard
-        return admitted
+    def _enter(self, prefix: bytes, seq: Seq) -> bool:
+        """The first record of another delta; nothing is remembered of one that is over."""
+        if not self.admit(seq):
+            return False
+        self._prefix, self._mark = prefix, self._sources[seq.source][1][seq.shard]
+        return True
 
     def admit(self, seq: Seq) -> bool:
         """True if `seq` is news, which it is from then on no more; False if it is a repeat."""
+        self._prefix = b""
         known = self._sources.get(seq.source)
-        place = (seq.delta, seq.position)
+        place = [seq.delta, seq.position]
         if known is None or known[0] < seq.generation:
-            self._stream = b""
             self._sources[seq.source] = (seq.generation, {seq.shard: place})
             return True
         generation, shards = known
@@ -71,7 +68,10 @@ class Marks:
     def copy(self) -> "Marks":
         """An independent copy, so that a batch that fails leaves no trace."""
         return Marks(
-            {source: (generation, dict(shards)) for source, (generation, shards) in self._sources.items()}
+            {
+                source: (generation, {shard: mark.copy() for shard, mark in shards.items()})
+                for source, (generation, shards) in self._sources.items()
+            }
         )
 
     def dump(self) -> str:
@@ -94,7 +94,7 @@ class Marks:
             {
                 source: (
                     known["generation"],
-                    {int(shard): (delta, position) for shard, (delta, position) in known["shards"].items()},
+                    {int(shard): [delta, position] for shard, (delta, position) in known["shards"].items()},
                 )
                 for source, known in json.loads(text).items()
             }
