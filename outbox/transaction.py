@@ -129,13 +129,13 @@ class Outbox(Rows):
             with self.sessions() as session, session.begin():
                 if level is not None:
                     session.connection(CLAUSE, execution_options={"isolation_level": level})
-                return function(session, *args, **kwargs)
+                return ran(function(session, *args, **kwargs), what)
 
         def joined(session: Session, *args: Any, **kwargs: Any) -> R:
             require_session(session, Session, what)
             if level is not None:
                 levels.require(session.connection(CLAUSE).get_isolation_level(), level, what)
-            return function(session, *args, **kwargs)
+            return ran(function(session, *args, **kwargs), what)
 
         @wraps(function)
         def call(*args: Any, session: Session | None = None, **kwargs: Any) -> R:
@@ -151,6 +151,12 @@ CLAUSE = {"clause": outbox_event}
 
 def require_maker(sessions: object, example: str) -> None:
     """Something that makes sessions when called. Raises ConfigurationError for an engine, a session, None."""
+    if hasattr(sessions, "registry"):
+        # An inner transaction would close the outer one's session, and with it throw its work away.
+        raise ConfigurationError(
+            f"sessions is a {type(sessions).__name__}, which hands out one session again and again; give "
+            f"what makes a new one for each transaction: {example}"
+        )
     if not callable(sessions):
         raise ConfigurationError(f"sessions is a {type(sessions).__name__}; give what makes them: {example}")
 
@@ -168,6 +174,14 @@ def require_session(session: Any, wanted: type[object], what: str) -> None:
         )
 
 
+def ran(result: R, what: str) -> R:
+    """`result`. Raises ConfigurationError for a coroutine: a decorator may hide that nothing has run yet."""
+    if inspect.iscoroutine(result):
+        result.close()
+        raise ConfigurationError(f"{what} returned a coroutine, which would run after its transaction")
+    return result
+
+
 def named(function: Callable[..., object], *, is_async: bool) -> str:
     """How messages call the function. Raises ConfigurationError for one that cannot be a transaction."""
     what = getattr(function, "__qualname__", repr(function))
@@ -177,6 +191,8 @@ def named(function: Callable[..., object], *, is_async: bool) -> str:
             if is_async
             else f"{what} is a coroutine function; use AsyncOutbox for `async def`"
         )
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise ConfigurationError(f"{what} contains `yield`: it would run after its transaction has ended")
     first = next(iter(inspect.signature(function).parameters), None)
     if first is None or first in {"self", "cls"}:
         raise ConfigurationError(

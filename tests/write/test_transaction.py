@@ -2,6 +2,8 @@
 
 import inspect
 import threading
+from asyncio import current_task
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from typing import Any
@@ -10,7 +12,8 @@ from uuid import UUID
 import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.ext.asyncio import async_scoped_session, async_sessionmaker
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from outbox import AsyncOutbox, ConfigurationError, NoTransaction, Outbox, attempts, hooks
 from outbox.isolation import Isolation
@@ -281,6 +284,21 @@ def test_the_isolation_level_is_the_one_asked_for(outbox: Outbox) -> None:
         assert session.scalars(text("SHOW transaction_isolation")).one() == "read committed"
 
 
+def test_work_that_would_run_after_its_transaction_is_refused(engine: Engine, outbox: Outbox) -> None:
+    async def work(session: Session) -> None: ...
+
+    @outbox.transaction
+    def place_later(session: Session) -> Any:
+        order, placed = place("1")
+        session.add(order)
+        outbox.emit(session, placed)
+        return work(session)
+
+    with pytest.raises(ConfigurationError, match="returned a coroutine"):
+        place_later()
+    assert (order_ids(engine), published(engine)) == (set(), [])
+
+
 def test_what_cannot_be_a_transaction_is_refused_when_defined(outbox: Outbox) -> None:
     with pytest.raises(ConfigurationError, match="use AsyncOutbox"):
 
@@ -297,6 +315,12 @@ def test_what_cannot_be_a_transaction_is_refused_when_defined(outbox: Outbox) ->
 
         @outbox.transaction  # type: ignore[arg-type]
         def nothing() -> None: ...
+
+    with pytest.raises(ConfigurationError, match="`yield`"):
+
+        @outbox.transaction
+        def generator(session: Session) -> Iterator[None]:
+            yield
 
     with pytest.raises(ConfigurationError, match="isolation='chaos' is none of"):
 
@@ -317,6 +341,18 @@ def test_what_cannot_be_a_transaction_is_refused_when_defined(outbox: Outbox) ->
 def test_a_door_takes_what_makes_sessions(engine: Engine, door: Any, wrong: str | None) -> None:
     with pytest.raises(ConfigurationError, match=r"sessions is a (Engine|NoneType).*sessionmaker\(engine\)"):
         door(wrong and engine)
+
+
+@pytest.mark.parametrize(
+    ("door", "scoped"),
+    [
+        (Outbox, scoped_session(sessionmaker())),
+        (AsyncOutbox, async_scoped_session(async_sessionmaker(), current_task)),
+    ],
+)
+def test_a_door_refuses_what_hands_out_one_session_again(door: Any, scoped: Any) -> None:
+    with pytest.raises(ConfigurationError, match="again and again"):
+        door(scoped)
 
 
 def test_the_trace_of_the_work_in_hand_travels_with_the_event(
