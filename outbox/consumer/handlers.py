@@ -111,15 +111,29 @@ def apply(session: Session, runs: Iterable[Run]) -> None:
         events = _read(run)
         if handler.bulk:
             if handler.wants_record:
-                handler.function(session, events, [record_of(message) for message in run.messages])
+                result = handler.function(session, events, [record_of(message) for message in run.messages])
             else:
-                handler.function(session, events)
+                result = handler.function(session, events)
+            if result is not None:
+                _refuse_unrun(handler, result)
             continue
         for event, message in zip(events, run.messages, strict=True):
             if handler.wants_record:
-                handler.function(session, event, record_of(message))
+                result = handler.function(session, event, record_of(message))
             else:
-                handler.function(session, event)
+                result = handler.function(session, event)
+            if result is not None:
+                _refuse_unrun(handler, result)
+
+
+def _refuse_unrun(handler: Handler, result: object) -> None:
+    """A decorator or a callable object can hide from `add` that a call only prepares the work."""
+    if inspect.iscoroutine(result) or inspect.isgenerator(result):
+        result.close()
+        raise ConfigurationError(
+            f"{getattr(handler.function, '__qualname__', repr(handler.function))} returned a "
+            f"{type(result).__name__}, so nothing was done yet; handlers are plain functions (def)"
+        )
 
 
 def _read(run: Run) -> Iterable[Any]:

@@ -98,10 +98,13 @@ def test_settings_are_checked_at_birth(settings: dict[str, Any], said: str) -> N
 def no_record(session: Session) -> None: ...
 def four(session: Session, event: object, record: Record, more: object) -> None: ...
 async def later(session: Session, event: object) -> None: ...
+def generator(session: Session, event: object) -> Any:
+    yield event
 
 
 @pytest.mark.parametrize(
-    ("handler", "said"), [(no_record, "must take"), (four, "must take"), (later, "async")]
+    ("handler", "said"),
+    [(no_record, "must take"), (four, "must take"), (later, "async"), (generator, "yield")],
 )
 def test_handlers_that_cannot_be_called_are_refused(handler: Any, said: str) -> None:
     with pytest.raises(ConfigurationError, match=said):

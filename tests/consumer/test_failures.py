@@ -108,6 +108,22 @@ def test_records_do_not_pile_up_while_a_batch_is_run_one_by_one(build: StageFact
     assert max(waiting) <= 4 * 50
 
 
+class Later:
+    """A handler whose call only prepares the work."""
+
+    async def __call__(self, session: Session, value: bytes, record: Record) -> None: ...
+
+
+def test_work_that_a_handler_only_prepares_is_not_taken_for_done(build: StageFactory, seen: Witness) -> None:
+    stage = build(partitions=1)
+    consumer = stage.consumer()
+    consumer.on(topic=stage.topic)(Later())
+    stage.send(3)
+    with running(consumer):
+        assert "returned a coroutine" in seen.wait("consumer.stopped")["reason"]
+    assert stage.offset() == 0
+
+
 def test_reject_stops_the_partition_before_the_record(stage: Stage, seen: Witness) -> None:
     faulty = Faulty(stage)
     faulty.faults["1.3"] = [Reject("an order of nobody")]
