@@ -71,7 +71,8 @@ class Assignment:
         partition.stop(reason)
         self.pause(partition)
         log.error(
-            "group %s stopped %s[%s]%s: %s. Nothing was skipped; mend the cause and restart the consumer",
+            "group %s stopped %s[%s]%s: %s. Nothing was skipped. Mend the cause, or let the handler return "
+            "for this record, and restart the consumer",
             self._group,
             partition.topic,
             partition.number,

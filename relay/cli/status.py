@@ -33,7 +33,7 @@ ENDED = 3
 @options.database_url
 @options.as_json
 def status(database_url: str | None, as_json_: bool) -> None:
-    """Shards, relays and alarms of one database. Exit 1 while a shard is halted or carried by nobody."""
+    """Shards, relays and alarms of one database. Exit 1 while a shard is halted, or has work and no relay."""
     with options.connected(database_url) as connection:
         ddl.check(connection)
         shards = [dict(row._mapping) for row in connection.execute(text(SHARDS))]
@@ -47,7 +47,12 @@ def status(database_url: str | None, as_json_: bool) -> None:
 
 
 def _alarms(shards: list[dict[str, Any]], relays: list[dict[str, Any]]) -> list[str]:
-    alarms = [f"shard {s['shard']} is carried by no relay" for s in shards if not s["lease_held"]]
+    # A database that only consumes has no relay and nothing to carry.
+    alarms = [
+        f"shard {s['shard']} is carried by no relay"
+        for s in shards
+        if not s["lease_held"] and (relays or s["pending"])
+    ]
     alarms += [
         f"{r['instance']}: {r['state']['alarm']}" for r in relays if r["alive"] and r["state"].get("alarm")
     ]

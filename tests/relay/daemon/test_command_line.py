@@ -249,6 +249,10 @@ def test_status_shows_the_living_behind_any_number_of_dead(scene: Scene) -> None
     assert shown.endswith("and 46 more that ended (--json shows them)\nALARM old: poison\n")
 
 
+def test_a_database_that_only_consumes_needs_no_relay(scene: Scene) -> None:
+    assert outbox_relay("status", DATABASE_URL=scene.database).returncode == 0
+
+
 def test_status_tells_who_carries_how_far_and_what_is_wrong(scene: Scene, start: StartRelay) -> None:
     scene.write(3)
     idle = outbox_relay("status", "--json", DATABASE_URL=scene.database)
