@@ -81,7 +81,13 @@ def committed_but_unknown(stage: Stage, server: PostgresServer, seen: Witness) -
     seen.at("consumer.batch.before_commit", withhold)
     admin = sqlalchemy.create_engine(stage.engine.url, isolation_level="AUTOCOMMIT")
     with running(stage.recorder()), admin.connect() as connection:
-        eventually(lambda: connection.execute(TERMINATE).all(), what="a COMMIT that waits")
+
+        def terminated() -> bool:
+            # The server's checkpointer turns the waiting on, some commits after the reload.
+            stage.send(1)
+            return bool(connection.execute(TERMINATE).all())
+
+        eventually(terminated, what="a COMMIT that waits")
         server.reload({"synchronous_standby_names": ""})
         stage.wait()
         # A second application would come with the next batch at the latest.

@@ -136,7 +136,7 @@ def test_a_topic_that_flickers_takes_its_partitions_back_and_no_consumer_down(
     seen.at("consumer.assigned", lambda _: watch(consumer))
     with running(consumer):
         stage.send(1, partition=0)
-        eventually(lambda: flicker(consumer).flickered)
+        eventually(lambda: consumer._members and flicker(consumer).flickered)
         stage.wait()
     assert stage.faults() == []
 
