@@ -180,7 +180,9 @@ def failed(error: psycopg.Error) -> OutcomeUnknown | SchemaError:
     if isinstance(error, psycopg.errors.InsufficientPrivilege):
         return SchemaError(f"{said}; grant the relay's rights with: outbox-relay db roles --relay <role>")
     if isinstance(error, psycopg.errors.UndefinedTable):
-        return SchemaError(f"{said}; install the outbox here with: outbox-relay db upgrade")
+        return SchemaError(
+            f"{said}; see what is missing with outbox-relay db check, install it with outbox-relay db upgrade"
+        )
     if isinstance(error, _LACKING):
         return SchemaError(f"{said}; compare the schema with: outbox-relay db check")
     return OutcomeUnknown(said)

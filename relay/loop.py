@@ -56,15 +56,19 @@ class Complaint:
     def __init__(self, log: logging.Logger) -> None:
         self._log = log
         self._last: str | None = None
-        self._said_at = 0.0
+        self._said: dict[str, float] = {}
 
     def say(self, what: str, *, level: int = logging.WARNING) -> None:
         now = time.monotonic()
-        if what != self._last or now - self._said_at >= REPEAT_COMPLAINT:
+        # Two that take turns are each said once, not at every turn.
+        self._said = {said: at for said, at in self._said.items() if now - at < REPEAT_COMPLAINT}
+        if what not in self._said:
             self._log.log(level, "%s", what)
-            self._last, self._said_at = what, now
+            self._said[what] = now
+        self._last = what
 
     def settled(self) -> None:
         if self._last is not None:
             self._log.info("going on: no longer true that %s", self._last)
             self._last = None
+            self._said.clear()

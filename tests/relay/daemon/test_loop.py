@@ -70,3 +70,11 @@ def test_a_complaint_is_made_once_and_taken_back_once(caplog: pytest.LogCaptureF
         "it pours",
         "going on: no longer true that it pours",
     ]
+
+
+def test_complaints_that_take_turns_are_each_made_once(caplog: pytest.LogCaptureFixture) -> None:
+    complaint = Complaint(logging.getLogger("somebody"))
+    for _ in range(3):
+        complaint.say("it rains")
+        complaint.say("it pours")
+    assert [record.getMessage() for record in caplog.records] == ["it rains", "it pours"]
