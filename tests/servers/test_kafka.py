@@ -101,10 +101,13 @@ def test_a_closed_cluster_leaves_no_process_and_no_directory() -> None:
 def test_the_mock_knows_topics_and_loses_a_broker() -> None:
     with start_mock_kafka(brokers=3) as mock:
         name = mock.create_topic("mocked", partitions=2)
-        # Its partitions do not move to others, so whoever leads them must be back before they are written.
+        producer = Producer({"bootstrap.servers": mock.bootstrap, "enable.idempotence": True, **IMPATIENT})
         mock.down(2)
+        for value in (b"1", b"2"):
+            producer.produce(name, value, key=b"k")
+        producer.poll(0.5)
         mock.up(2)
-        send(mock.bootstrap, name, [b"1", b"2"])
+        assert producer.flush(60) == 0
         assert read(mock.bootstrap, name, 2) == [b"1", b"2"]
         pid = mock.pid
     assert not Path(f"/proc/{pid}").exists()
