@@ -13,4 +13,4 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    ddl.downgrade(to=0)
+    ddl.downgrade(to=0, since=1)

@@ -45,6 +45,7 @@ _RELAY_STATE = ("outbox_topic", "outbox_relay", "outbox_identity")
 _TABLES = (
     "outbox_event",
     "outbox_shard",
+    "outbox_reshard",
     "outbox_topic",
     "outbox_lease",
     "outbox_relay",
@@ -107,7 +108,7 @@ def _relay(role: str) -> list[str]:
     return [
         f"GRANT SELECT, TRUNCATE ON outbox_event, {leaves} TO {role}",
         f"GRANT SELECT ON SEQUENCE outbox_event_position_seq TO {role}",
-        f"GRANT SELECT, UPDATE ON outbox_shard, outbox_lease TO {role}",
+        f"GRANT SELECT, UPDATE ON outbox_shard, outbox_lease, outbox_reshard TO {role}",
         f"GRANT SELECT, INSERT, UPDATE ON {', '.join(_RELAY_STATE)} TO {role}",
         f"GRANT DELETE ON outbox_relay TO {role}",
         f"GRANT SELECT ON outbox_schema TO {role}",

@@ -103,6 +103,21 @@ outbox_shard = Table(
     Column("next_floor", BigInteger),
     Column("next_xid", Xid8),
     Column("low", BigInteger, nullable=False, server_default=text("0")),
+    Column("mode", Text, nullable=False, server_default=text("'sequenced'")),
+    Column("frozen", Boolean, nullable=False, server_default=text("false")),
+    Column("job", BigInteger),
+)
+
+outbox_reshard = Table(
+    "outbox_reshard",
+    metadata,
+    Column("only_row", Boolean, primary_key=True, server_default=text("true")),
+    Column("generation", Integer, nullable=False),
+    Column("shards", Integer, nullable=False),
+    Column("requested_at", _timestamp, nullable=False, server_default=_now),
+    Column("upto", PgSnapshot),
+    Column("floor", BigInteger),
+    Column("at_xid", Xid8),
 )
 
 outbox_topic = Table(

@@ -4,10 +4,10 @@ from alembic import op
 from sqlalchemy import Connection, TextClause, text
 
 from outbox.errors import ConfigurationError, SchemaError
-from outbox.storage.ddl import step_1
+from outbox.storage.ddl import step_1, step_2, step_3, step_4
 from outbox.storage.version import LATEST
 
-STEPS = (step_1,)
+STEPS = (step_1, step_2, step_3, step_4)
 assert len(STEPS) == LATEST
 
 _CREATE_VERSION = "CREATE TABLE outbox_schema (version integer NOT NULL)"
@@ -83,11 +83,14 @@ def _literal(sql: str) -> TextClause:
     return text(sql.replace(":", "\\:"))
 
 
-def upgrade(*, to: int) -> None:
-    """Inside an Alembic revision: go up to version `to`. Nothing happens when it is reached already."""
+def upgrade(*, to: int, since: int = 0) -> None:
+    """Inside an Alembic revision: go up to version `to`. Nothing happens when it is reached already.
+
+    `since` is the version that your earlier revisions left. Only `--sql` needs it: online the database says.
+    """
     context = op.get_context()
     if context.as_sql:
-        for sql in statements(frm=to - 1, to=to):
+        for sql in statements(frm=since, to=to):
             op.execute(_literal(sql))
         return
     connection = op.get_bind()
@@ -95,11 +98,19 @@ def upgrade(*, to: int) -> None:
         apply(connection, to=to)
 
 
-def downgrade(*, to: int, discard_pending: bool = False) -> None:
-    """Inside an Alembic revision: go down to version `to`; refused while events wait to be published."""
+def downgrade(*, to: int, since: int | None = None, discard_pending: bool = False) -> None:
+    """Inside an Alembic revision: go down to version `to`; refused while events wait to be published.
+
+    `since` is the version that this revision's upgrade reached. Only `--sql` needs it.
+    """
     context = op.get_context()
     if context.as_sql:
-        for sql in statements(frm=to + 1, to=to):
+        if since is None:
+            raise ConfigurationError(
+                f"without a database the version to go down from is unknown; write "
+                f"ddl.downgrade(to={to}, since=...) with the version that the upgrade reached"
+            )
+        for sql in statements(frm=since, to=to):
             op.execute(_literal(sql))
         return
     connection = op.get_bind()
