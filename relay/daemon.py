@@ -15,7 +15,8 @@ from relay.database import Database
 from relay.lease import Lease
 from relay.producers import SequencedProducer
 from relay.ring import EVERY, Ring
-from relay.shard import Did, Shard
+from relay.shard import Shard
+from relay.tenure import Did
 
 log = logging.getLogger("relay")
 

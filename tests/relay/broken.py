@@ -10,6 +10,8 @@ import relay.producers.sequenced
 import relay.producers.session
 import relay.progress
 import relay.shard
+import relay.supervision
+import relay.tenure
 from outbox import hooks
 from relay import points
 from relay.producers import Target, delivery
@@ -19,8 +21,8 @@ from relay.row import Row
 def impatient() -> None:
     """No rule broken: what a person would mend is looked at again after moments."""
     relay.shard.HALTED = relay.shard.TROUBLED = 0.2
-    relay.shard.TOPICS_EVERY = 0.2
-    relay.shard.ASK_EVERY = relay.shard.SILENT = 0.5
+    relay.tenure.TOPICS_EVERY = 0.2
+    relay.tenure.ASK_EVERY = relay.supervision.SILENT = 0.5
 
 
 def forgets_the_plan() -> None:
@@ -65,7 +67,7 @@ def stops_when_fenced() -> None:
 def leaves_without_a_word() -> None:
     """Does not write down at its end what was acknowledged."""
     relay.shard.Shard.finish = relay.shard.Shard.let_go  # type: ignore[method-assign]
-    relay.shard.LOW_EVERY = 60.0
+    relay.tenure.LOW_EVERY = 60.0
 
 
 SABOTAGE = {

@@ -93,7 +93,7 @@ def test_the_broken_settings_are_looked_for_while_it_runs(
     drain(carrying)
     writer.execute("ALTER SEQUENCE outbox_event_position_seq CACHE 20")
     drain(carrying)
-    monkeypatch.setattr("relay.shard.EXAMINE_EVERY", 0.0)
+    monkeypatch.setattr("relay.tenure.EXAMINE_EVERY", 0.0)
     with pytest.raises(GuardViolation, match="SET CACHE 1"):
         carrying.run_once()
     carrying.let_go()

@@ -133,7 +133,7 @@ def test_the_events_of_open_transactions_come_when_they_end(
 def test_a_slow_look_that_finds_nothing_moves_on(
     database: str, connect: Connect, writer: Session, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("relay.shard.SLOW_LOOK", 1_000.0)
+    monkeypatch.setattr("relay.tenure.SLOW_LOOK", 1_000.0)
     write(writer)
     carrying = shard(database, broker)
     before = settled(carrying)
@@ -142,8 +142,8 @@ def test_a_slow_look_that_finds_nothing_moves_on(
     writer.execute("SELECT pg_current_xact_id()")
     carrying.run_once()
     assert settled(carrying).done == before.done
-    monkeypatch.setattr("relay.shard.SLOW_LOOK", 0.0)
-    monkeypatch.setattr("relay.shard.ADVANCE_EVERY", 0.0)
+    monkeypatch.setattr("relay.tenure.SLOW_LOOK", 0.0)
+    monkeypatch.setattr("relay.tenure.ADVANCE_EVERY", 0.0)
     carrying.run_once()
     after = settled(carrying).done
     assert after.xmax > before.done.xmax
@@ -157,9 +157,9 @@ def test_a_slow_look_that_finds_nothing_moves_on(
 def settled(carrying: Shard) -> Progress:
     """The row as the shard knows it once its last delta is confirmed."""
     drain(carrying)
-    while carrying._held is None or carrying._held.state.next is not None:
+    while carrying._tenure is None or carrying._tenure.state.next is not None:
         carrying.run_once()
-    return carrying._held.state
+    return carrying._tenure.state
 
 
 def test_stragglers_of_a_transaction_that_still_runs_are_not_sought(

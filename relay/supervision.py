@@ -1,0 +1,83 @@
+"""Say whether to go on, and what is wrong: the lease, the time to stop, silence of the broker, `status`."""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+from relay.lease import Lease
+from relay.loop import Complaint
+
+log = logging.getLogger("relay.shard")
+
+SILENT = 5.0
+"""Seconds without an acknowledgement for what is on its way before `status` says so."""
+
+T = TypeVar("T")
+
+
+class Supervision:
+    """One shard's view of its surroundings. `stopping` says when to take up nothing new.
+
+    `status` is written here and read by the heartbeat; `trouble` asks the producer for its last complaint.
+    """
+
+    def __init__(
+        self, lease: Lease, *, stopping: Callable[[], bool], stop_timeout: float, status: dict[str, Any]
+    ) -> None:
+        self.lease = lease
+        self.stopping = stopping
+        self.status = status
+        self.trouble: Callable[[], str | None] = _nothing
+        self._stop_timeout = stop_timeout
+        self._stop_by: float | None = None
+        self._complaint = Complaint(log)
+        self._heard_at = 0.0
+
+    def alive(self) -> bool:
+        """May we go on waiting for the broker? Asked while something is on its way."""
+        now = time.monotonic()
+        if now - self._heard_at > SILENT:
+            why = self.trouble() or "it gives no reason"
+            self.troubled("waiting", f"the broker acknowledges nothing: {why}")
+        if self.stopping():
+            self._stop_by = self._stop_by or now + self._stop_timeout
+            return self.lease.held and now < self._stop_by
+        return self.lease.held
+
+    def timed(self, chunks: Iterable[T]) -> Iterator[T]:
+        """What takes long to read is no silence of the broker."""
+        self._heard_at = time.monotonic()
+        for chunk in chunks:
+            self._heard_at = time.monotonic()
+            yield chunk
+
+    def heard(self, rows: int) -> None:
+        """Count rows as they are acknowledged: a large delta takes minutes, an interrupted one counts."""
+        now = time.monotonic()
+        silent, self._heard_at = now - self._heard_at > SILENT, now
+        self.status["published"] += rows
+        if silent:
+            self.well()
+
+    def well(self) -> None:
+        """Nothing is wrong on our side; what the client says of its brokers shows in `status` too."""
+        trouble = self.trouble()
+        if trouble is None:
+            self._complaint.settled()
+        else:
+            self._complaint.say(trouble)
+        self.status |= {"state": "carrying" if trouble is None else "waiting", "alarm": trouble}
+
+    def standby(self) -> None:
+        """Another relay carries the shard."""
+        self.status |= {"state": "standby", "alarm": None}
+
+    def troubled(self, state: str, why: str) -> None:
+        """Something is wrong and is tried again."""
+        self.status |= {"state": state, "alarm": why}
+        self._complaint.say(why, level=logging.ERROR if state == "halted" else logging.WARNING)
+
+
+def _nothing() -> None:
+    return None

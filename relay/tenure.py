@@ -1,0 +1,174 @@
+"""One claim's work on a shard: look ▸ plan ▸ send ▸ confirm, until the claim is let go."""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import dataclass
+
+from outbox import hooks
+from relay import guards, points
+from relay.config import RelayConfig
+from relay.database import Connection
+from relay.look import Look, Looker
+from relay.outgoing import Outgoing, page
+from relay.producers import Producer, TopicRefused
+from relay.progress import Progress, ShardRow
+from relay.reader import DeltaReader
+from relay.row import Row
+from relay.supervision import Supervision
+from relay.topics import Topics
+
+log = logging.getLogger("relay.shard")
+
+LOW_EVERY = 0.1
+"""Seconds between two notes of how far a long delta is acknowledged."""
+
+CONFIRM_AFTER = 0.02
+"""Seconds without new events before a delta is confirmed alone; until then the next plan does it for free."""
+
+MANY_RUNNING = 32
+"""Transactions running at the last snapshot from which every look has to probe noticeably long."""
+
+SLOW_LOOK = 0.01
+"""Seconds that a look may take; a slow one that finds nothing walks rows of open transactions each time."""
+
+ADVANCE_EVERY = 1.0
+EXAMINE_EVERY = 3600.0
+TOPICS_EVERY = 60.0
+
+ASK_EVERY = 5.0
+"""Seconds between two questions to brokers that seemed to be gone while nothing was sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Did:
+    """What one round achieved: events published, and how many seconds may pass before the next round."""
+
+    published: int
+    rest: float
+
+
+class Tenure:
+    """Everything that is valid only between one claim and the next. `state` is the row as we left it."""
+
+    def __init__(
+        self,
+        config: RelayConfig,
+        connection: Connection,
+        reading: Connection,
+        producer: Producer,
+        row: ShardRow,
+        state: Progress,
+        surroundings: guards.Surroundings,
+        supervision: Supervision,
+    ) -> None:
+        self.state = state
+        self._config = config
+        self._connection = connection
+        self._producer = producer
+        self._row = row
+        self._surroundings: guards.Surroundings | None = surroundings
+        self._supervision = supervision
+        self._looker = Looker(connection, limit=config.look_rows)
+        self._reader = DeltaReader(reading, rows=config.chunk_rows, bytes_=config.chunk_bytes)
+        self._topics = Topics(connection, producer)
+        self._topics.load(state)
+        self._sent = False
+        self._noted_low = state.low
+        self._busy_at = self._advanced_at = self._topics_at = self._asked_at = 0.0
+        self._examined_at = time.monotonic()
+
+    def carry(self) -> Did:
+        """One round: publish what is planned or new. Raises whatever ends the claim or halts the shard."""
+        if self.state.next is not None and not self._sent:
+            # Planned by a predecessor, or interrupted: its rows are fixed, so they are read again.
+            return Did(self._send(self._reader.chunks(self.state)), 0.0)
+        began = time.monotonic()
+        self._between_deltas(began)
+        look = self._looker.look(self.state.next or self.state.done)
+        if look.empty:
+            return Did(0, self._idle(look, slow=time.monotonic() - began > SLOW_LOOK))
+        move = self._row.confirm_and_plan if self._sent else self._row.plan
+        self.state, self._sent, self._noted_low = move(self.state, look), False, 0
+        hooks.fire(points.PLANNED, shard=self.state.shard, delta=self.state.delta)
+        pages = self._reader.chunks(self.state) if look.rows is None else page(look.rows)
+        published = self._send(pages)
+        self._busy_at = time.monotonic()
+        return Did(published, 0.0 if look.rows is None else self._config.poll_busy.total_seconds())
+
+    def finish(self) -> None:
+        """Before a clean end: write down what is acknowledged, so that a successor repeats nothing."""
+        if self.state.next is None:
+            return
+        if self._sent:
+            self._confirm()
+        elif self.state.low > self._noted_low:
+            self._row.mark_low(self.state, self.state.low)
+
+    def _between_deltas(self, now: float) -> None:
+        """What may only change while nothing is under way: source, settings, partition counts."""
+        if self._surroundings is not None:
+            self._confirm()
+            self.state = guards.after_fail_over(self._connection, self._surroundings, self._row, self.state)
+            self._surroundings = None
+        if now - self._examined_at >= EXAMINE_EVERY:
+            guards.examine(self._connection, None)
+            self._examined_at = now
+        if now - self._topics_at >= TOPICS_EVERY:
+            # Counts change between deltas only, and under steady traffic no delta is confirmed alone.
+            self._topics_at = now
+            self._confirm()
+            try:
+                self._topics.refresh(self.state)
+            except TopicRefused as refused:
+                log.warning("%s; its events will halt the shard", refused)
+
+    def _send(self, pages: Generator[list[Row]]) -> int:
+        """Deliver the planned delta above `low`. Sets `sent` once every row is acknowledged."""
+        outgoing = Outgoing(self._topics, self.state, pages, self._supervision.stopping)
+        published = 0
+        marked_at = time.monotonic()
+        with closing(outgoing.chunks()) as chunks:
+            timed = self._supervision.timed(chunks)
+            for low in self._producer.deliver(timed, self._supervision.alive):
+                hooks.fire(points.ACKNOWLEDGED, shard=self.state.shard, low=low)
+                now = time.monotonic()
+                if now - marked_at < LOW_EVERY:
+                    self.state = dataclasses.replace(self.state, low=low)
+                else:
+                    self.state, self._noted_low = self._row.mark_low(self.state, low), low
+                    marked_at = now
+                rows = outgoing.arrived(low)
+                self._supervision.heard(rows)
+                published += rows
+        if outgoing.stopped_by is not None:
+            raise outgoing.stopped_by
+        self._sent = outgoing.complete
+        return published
+
+    def _idle(self, look: Look, *, slow: bool) -> float:
+        """Nothing is new: do what was put off, then rest the longer the quieter it is."""
+        now = time.monotonic()
+        quiet = now - self._busy_at
+        done = self.state.done
+        if self._sent:
+            if quiet >= CONFIRM_AFTER:
+                self._confirm()
+        elif self._producer.trouble() is not None and now - self._asked_at >= ASK_EVERY:
+            self._asked_at = now
+            self._producer.cluster_id()
+        elif (
+            slow or (len(done.running) > MANY_RUNNING and done.running - look.snapshot.running)
+        ) and now - self._advanced_at >= ADVANCE_EVERY:
+            self.state = self._row.advance(self.state, look)
+            self._advanced_at = now
+        shortest, longest = self._config.poll_busy.total_seconds(), self._config.poll_idle.total_seconds()
+        return min(longest, max(shortest, quiet / 5))
+
+    def _confirm(self) -> None:
+        """Write down that the whole delta is acknowledged, if one is."""
+        if self._sent:
+            self.state, self._sent = self._row.confirm(self.state), False
+            hooks.fire(points.CONFIRMED, shard=self.state.shard, delta=self.state.delta)
