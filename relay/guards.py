@@ -45,7 +45,10 @@ WHERE outbox_identity.kafka_cluster_id IS NULL AND excluded.kafka_cluster_id IS 
 """
 """Write down where the first event is numbered; a broker that did not tell its name may do so later."""
 
-SET_TIMELINE = "UPDATE outbox_identity SET timeline = %(timeline)s"
+NUMBERED_ON = """
+SELECT coalesce(s.timeline, i.timeline) FROM outbox_shard s, outbox_identity i WHERE s.shard = %(shard)s
+"""
+"""The timeline on which a shard's source began; the database's first one until a shard changes its own."""
 
 SHARDS = "SELECT shard FROM outbox_shard ORDER BY shard"
 
@@ -160,12 +163,19 @@ def compare_counters(connection: Connection, state: Progress) -> None:
 def after_fail_over(connection: Connection, here: Surroundings, row: ShardRow, state: Progress) -> Progress:
     """Number under a new source once the timeline has changed; `state` must have no planned delta.
 
-    A promoted standby may lack the last numbers that were sent, and none may ever be used twice.
+    A promoted standby may lack the last numbers that were sent, and none may ever be used twice. Each shard
+    changes on its own, once its own plan is finished.
     """
-    known = database.execute(connection, IDENTITY).fetchone()
-    if known is None or known[2] == here.timeline:
+    known = database.execute(connection, NUMBERED_ON, {"shard": state.shard}).fetchone()
+    assert here.timeline is not None, "examined on a primary"
+    if known is None or known[0] == here.timeline:
         return state
-    state = row.new_source(state)
-    database.execute(connection, SET_TIMELINE, {"timeline": here.timeline})
-    log.warning("timeline %s follows %s: new events are of source %s", here.timeline, known[2], state.source)
+    state = row.new_source(state, here.timeline)
+    log.warning(
+        "shard %d: timeline %d follows %d, so new events are of source %s",
+        state.shard,
+        here.timeline,
+        known[0],
+        state.source,
+    )
     return state

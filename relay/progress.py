@@ -89,7 +89,8 @@ RETURNING {_ROW}
 
 NEW_SOURCE = f"""
 UPDATE outbox_shard
-SET source = left(replace(gen_random_uuid()::text, '-', ''), 12), delta = {_NEXT_DELTA}
+SET source = left(replace(gen_random_uuid()::text, '-', ''), 12), timeline = %(timeline)s,
+    delta = {_NEXT_DELTA}
 WHERE {{where}} AND epoch = %(epoch)s AND delta = %(delta)s AND next IS NULL AND {_FLUSHED}
 RETURNING {_ROW}
 """
@@ -156,8 +157,8 @@ class ShardRow:
     def advance(self, state: Progress, look: Look) -> Progress:
         return self._move(ADVANCE, state, **_seen(look))
 
-    def new_source(self, state: Progress) -> Progress:
-        return self._move(NEW_SOURCE, state)
+    def new_source(self, state: Progress, timeline: int) -> Progress:
+        return self._move(NEW_SOURCE, state, timeline=timeline)
 
     def _move(self, statement: str, state: Progress, **values: Any) -> Progress:
         values |= {"ctid": state.ctid, "shard": state.shard, "epoch": state.epoch, "delta": state.delta}

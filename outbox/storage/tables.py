@@ -105,6 +105,7 @@ outbox_shard = Table(
     Column("low", BigInteger, nullable=False, server_default=text("0")),
     Column("mode", Text, nullable=False, server_default=text("'sequenced'")),
     Column("frozen", Boolean, nullable=False, server_default=text("false")),
+    Column("timeline", Integer),
     Column("job", BigInteger),
 )
 

@@ -4,7 +4,8 @@ UP: tuple[str, ...] = (
     """
 ALTER TABLE outbox_shard
     ADD COLUMN mode text NOT NULL DEFAULT 'sequenced' CHECK (mode IN ('sequenced', 'transactional')),
-    ADD COLUMN frozen boolean NOT NULL DEFAULT false
+    ADD COLUMN frozen boolean NOT NULL DEFAULT false,
+    ADD COLUMN timeline integer
 """,
     """
 CREATE TABLE outbox_reshard (
@@ -22,11 +23,11 @@ CREATE TABLE outbox_reshard (
 
 DOWN: tuple[str, ...] = (
     "DROP TABLE outbox_reshard",
-    "ALTER TABLE outbox_shard DROP COLUMN mode, DROP COLUMN frozen",
+    "ALTER TABLE outbox_shard DROP COLUMN mode, DROP COLUMN frozen, DROP COLUMN timeline",
 )
 
 COLUMNS: dict[str, dict[str, str]] = {
-    "outbox_shard": {"mode": "text", "frozen": "boolean"},
+    "outbox_shard": {"mode": "text", "frozen": "boolean", "timeline": "integer"},
     "outbox_reshard": {
         "only_row": "boolean",
         "generation": "integer",

@@ -116,7 +116,7 @@ def test_a_former_owner_changes_nothing(own: Own, writer: Session) -> None:
         partial(former.row.confirm, planned),
         partial(former.row.mark_low, planned, 1),
         partial(former.row.advance, claimed, look),
-        partial(former.row.new_source, claimed),
+        partial(former.row.new_source, claimed, 2),
     ]
     for move in moves:
         with pytest.raises(Fenced):
