@@ -12,11 +12,19 @@ from typing import Any
 import psycopg
 
 from relay import row
-from relay.database import Connection, failed
+from relay.database import Connection, OutcomeUnknown, failed
 from relay.progress import Progress
 from relay.row import NAMES, PAYLOAD, POSITION, Row
 
 _COLUMNS = f"{row.COLUMNS}, xid"
+
+# Does this statement see the plan itself? Then it sees every commit that the plan's snapshot saw, for those
+# stand before the plan in the log: a standby that lags, or one promoted without the plan, may lack rows of it
+# without any connection breaking (a pooler moves sessions). Primary key of outbox_shard, 0.02 ms a chunk.
+_PLAN_IS_HERE = """EXISTS (SELECT FROM outbox_shard
+    WHERE shard = %(shard)s AND delta = %(delta)s AND next_xid = %(next_xid)s::xid8)"""
+
+_MARKER = f"SELECT -1::bigint{', NULL' * NAMES.count(',')} WHERE {_PLAN_IS_HERE} UNION ALL"
 
 # Payload bytes in front of a row, for the bound on a chunk. Every NULL counts as nothing: an unknown size
 # would let a row in behind one that was left out, and that one would never be read.
@@ -39,20 +47,25 @@ _IS_STRAGGLER = """position + 0 <= %(done_floor)s AND position + 0 > %(low)s
     AND pg_visible_in_snapshot(xid, %(next)s::pg_snapshot)"""
 
 FEW_STRAGGLERS = f"""
-SELECT {NAMES} FROM (
+{_MARKER}
+(SELECT {NAMES} FROM (
   SELECT *, {_BEFORE} FROM (
     SELECT * FROM ({_LATE}) late WHERE {_IS_STRAGGLER} ORDER BY position LIMIT %(limit)s
   ) few
 ) bounded
-WHERE before < %(bytes)s ORDER BY position
+WHERE before < %(bytes)s ORDER BY position)
 """
 """The first stragglers, found by transaction (index outbox_event_xid), however far back they are."""
 
-LAST_STRAGGLER = f"SELECT max(position) FROM ({_LATE}) late WHERE {_IS_STRAGGLER}"
+LAST_STRAGGLER = f"""
+SELECT -1::bigint WHERE {_PLAN_IS_HERE} UNION ALL
+SELECT max(position) FROM ({_LATE}) late WHERE {_IS_STRAGGLER}
+"""
 """Where they end, when they do not fit into one chunk."""
 
 MANY_STRAGGLERS = f"""
-SELECT {NAMES} FROM (
+{_MARKER}
+(SELECT {NAMES} FROM (
   SELECT *, {_BEFORE} FROM (
     SELECT {_COLUMNS} FROM outbox_event
     WHERE position > %(low)s AND position <= %(last)s
@@ -61,13 +74,14 @@ SELECT {NAMES} FROM (
     ORDER BY position LIMIT %(limit)s
   ) many
 ) bounded
-WHERE before < %(bytes)s ORDER BY position
+WHERE before < %(bytes)s ORDER BY position)
 """
 """Further stragglers of a large late transaction, walked by position (index outbox_event_position): sorting
 all of them again for every chunk would be quadratic."""
 
 CHUNK = f"""
-SELECT {NAMES} FROM (
+{_MARKER}
+(SELECT {NAMES} FROM (
   SELECT *, {_BEFORE} FROM (
     SELECT {_COLUMNS} FROM outbox_event
     WHERE position > %(low)s AND position <= %(next_floor)s
@@ -75,7 +89,7 @@ SELECT {NAMES} FROM (
     ORDER BY position LIMIT %(limit)s
   ) fresh
 ) bounded
-WHERE before < %(bytes)s ORDER BY position
+WHERE before < %(bytes)s ORDER BY position)
 """
 """Rows above `done`'s floor, by index outbox_event_position. A row with a position above the floor cannot
 have been visible to `done`, so only `next` is asked."""
@@ -111,6 +125,9 @@ class DeltaReader:
             "done_xid": state.done_xid,
             "next": state.next.text,
             "next_floor": state.next_floor,
+            "next_xid": state.next_xid,
+            "shard": state.shard,
+            "delta": state.delta,
             "limit": self._rows,
             "bytes": self._bytes,
             "low": state.low,
@@ -142,7 +159,11 @@ class DeltaReader:
         return len(chunk) >= self._rows or sum(len(r[PAYLOAD] or b"") for r in chunk) >= self._bytes
 
     def _fetch(self, statement: str, bound: dict[str, Any]) -> list[Any]:
+        """What `statement` finds, if it saw the plan. Raises OutcomeUnknown on a server without it."""
         try:
-            return self._cursor.execute(statement, bound, prepare=self._prepare).fetchall()
+            found = self._cursor.execute(statement, bound, prepare=self._prepare).fetchall()
         except psycopg.Error as error:
             raise failed(error) from error
+        if not found or found[0][POSITION] != -1:
+            raise OutcomeUnknown("this server does not hold the plan whose rows were asked for")
+        return found[1:]

@@ -10,6 +10,7 @@ from uuid import uuid4
 import psycopg
 
 from outbox.errors import Fenced
+from relay.database import OutcomeUnknown
 from relay.look import Look
 from relay.progress import Progress
 from relay.row import ID, POSITION
@@ -43,6 +44,7 @@ class Owner:
     half: Half
     state: Progress | None = None
     memory: list[tuple[int, str]] | None = None
+    read: tuple[int, list[tuple[int, str]]] | None = None
     sent: bool = False
 
 
@@ -158,6 +160,9 @@ class Schedule:
             self._move(owner, lambda half: half.row.plan(state, look))
         if owner.state is not None and look.rows is not None:
             owner.memory = [(row[POSITION], row[ID].decode()) for row in look.rows]
+        if owner.state is not None and self._choose.random() < 0.5:
+            with suppress(OutcomeUnknown):
+                self._read(owner, owner.state)
 
     def _move(self, owner: Owner, move: Callable[[Half], Progress]) -> None:
         """Answered, run twice, lost after it took effect, or late: nobody knows when it takes effect."""
@@ -177,8 +182,14 @@ class Schedule:
         assert sent or believed.next is None
 
     def _send(self, owner: Owner, state: Progress) -> None:
-        """All of the delta, or as far as the broker took it; a zombie does the same."""
-        read = [(row[POSITION], row[ID].decode()) for chunk in owner.half.chunks(state) for row in chunk]
+        """All of the delta, or as far as the broker took it; a zombie, what it read before it was one."""
+        try:
+            read = self._read(owner, state)
+        except OutcomeUnknown:
+            if owner.read is None or owner.read[0] != state.delta:
+                owner.state = None
+                return
+            read = [place for place in owner.read[1] if place[0] > state.low]
         if owner.memory is not None and owner.memory != read:
             raise Violation(f"the look saw {owner.memory}, the reader {read}")
         part = read if self._choose.random() < 0.6 else read[: self._choose.randint(0, len(read))]
@@ -189,6 +200,11 @@ class Schedule:
                 owner.state = owner.half.row.mark_low(state, part[-1][0])
             except Fenced:
                 owner.state, owner.sent = None, False
+
+    def _read(self, owner: Owner, state: Progress) -> list[tuple[int, str]]:
+        found = [(row[POSITION], row[ID].decode()) for chunk in owner.half.chunks(state) for row in chunk]
+        owner.read = (state.delta, found)
+        return found
 
     def _end(self, steps: int) -> None:
         self._step = steps

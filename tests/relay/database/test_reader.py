@@ -2,11 +2,13 @@
 
 import tracemalloc
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
 
 from relay import reader
+from relay.database import OutcomeUnknown
 from relay.look import INLINE_BYTES
 from relay.progress import Progress
 from relay.row import KEY, PAYLOAD, POSITION, TOPIC, Row
@@ -230,3 +232,21 @@ def test_no_time_stops_the_relay(half: Half, writer: Session, when: str) -> None
     rows = flat(half.chunks(plan(half)))
     assert len(rows) == 2
     assert rows[1][1] >= 1
+
+
+def test_a_server_without_the_plan_gives_no_rows_of_it(
+    own: Own, writer: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a lagging standby lacks is the newest: first the plan, then the rows that the plan sees."""
+    half = own(rows=2)
+    written = write(writer, 5)
+    state = plan(half)
+    with closing(half.reader.chunks(state)) as chunks:
+        first = next(chunks)
+        writer.execute("UPDATE outbox_shard SET next_xid = done_xid")
+        writer.execute("DELETE FROM outbox_event WHERE position > 2")
+        with pytest.raises(OutcomeUnknown, match="does not hold the plan"):
+            list(chunks)
+    assert ids(first) == written[:2]
+    monkeypatch.setattr(reader, "CHUNK", reader.CHUNK.replace(reader._PLAN_IS_HERE, "true"))
+    assert half.planned(state) == written[:2], "three events would be confirmed and never sent"
