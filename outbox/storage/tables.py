@@ -104,6 +104,7 @@ outbox_shard = Table(
     Column("next_xid", Xid8),
     Column("low", BigInteger, nullable=False, server_default=text("0")),
     Column("mode", Text, nullable=False, server_default=text("'sequenced'")),
+    Column("wanted_mode", Text),
     Column("frozen", Boolean, nullable=False, server_default=text("false")),
     Column("timeline", Integer),
     Column("job", BigInteger),

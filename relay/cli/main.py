@@ -17,6 +17,7 @@ COMMANDS = {
     "run": "relay.cli.run:run",
     "db": "relay.cli.db:db",
     "status": "relay.cli.status:status",
+    "shards": "relay.cli.shards:shards",
     "consume": "relay.cli.consume:consume",
     "demo": "relay.cli.demo:demo",
 }

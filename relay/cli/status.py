@@ -9,7 +9,7 @@ from outbox.storage import ddl
 from relay.cli import options
 
 SHARDS = """
-SELECT s.shard, s.source, s.generation, s.epoch, s.delta, l.owner,
+SELECT s.shard, s.mode, s.source, s.generation, s.epoch, s.delta, l.owner,
        l.lease_until > clock_timestamp() AS lease_held,
        (SELECT count(*) FROM (
             SELECT FROM outbox_event e WHERE e.xid >= pg_snapshot_xmin(s.done)
@@ -62,7 +62,8 @@ def _alarms(shards: list[dict[str, Any]], relays: list[dict[str, Any]]) -> list[
 def _print(shards: list[dict[str, Any]], relays: list[dict[str, Any]], alarms: list[str]) -> None:
     for s in shards:
         pending = "more than 100,000" if s["pending"] > 100_000 else f"{s['pending']:,}"
-        click.echo(f"shard {s['shard']}: owner {s['owner'] or 'none'}, epoch {s['epoch']}, pending {pending}")
+        owner = s["owner"] or "none"
+        click.echo(f"shard {s['shard']}: {s['mode']}, owner {owner}, epoch {s['epoch']}, pending {pending}")
     ended = [r for r in relays if not r["alive"]]
     for r in [r for r in relays if r["alive"]] + ended[:ENDED]:
         life = "alive" if r["alive"] else f"stopped {r['stopped_at']}" if r["stopped_at"] else "silent"

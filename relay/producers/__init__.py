@@ -5,9 +5,11 @@ from relay.producers.delivery import (
     Chunk,
     Interrupted,
     Producer,
+    Recorded,
     Refused,
     Target,
     TopicRefused,
+    Unsettled,
     address,
 )
 from relay.producers.sequenced import SequencedProducer
@@ -17,9 +19,11 @@ __all__ = [
     "Chunk",
     "Interrupted",
     "Producer",
+    "Recorded",
     "Refused",
     "SequencedProducer",
     "Target",
     "TopicRefused",
+    "Unsettled",
     "address",
 ]

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from confluent_kafka import murmur2
 
+from outbox.record import Seq
 from relay.row import KEY, POSITION, TOPIC, Row, describe
 
 Target = tuple[str, int]
@@ -14,11 +15,28 @@ Target = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Consecutive rows of one delta with where each goes. `stream` is the constant part of `outbox-seq`."""
+    """Consecutive rows of one delta with where each goes.
+
+    `stream` is the constant part of `outbox-seq`; `done` and `next` are the snapshots of the delta.
+    """
 
     stream: bytes
     rows: list[Row]
     targets: list[Target]
+    done: str = ""
+    next: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """How far a shard is committed in Kafka: all up to `seq` of the delta that leads from `done` to `next`.
+
+    `next` None: everything that `done` sees, and nothing is planned.
+    """
+
+    seq: Seq
+    done: str
+    next: str | None
 
 
 def address(rows: Iterable[Row], resolve: Callable[[bytes], tuple[str, int]]) -> Iterator[Target]:
@@ -39,6 +57,17 @@ class Interrupted(Exception):
 
 class Abandoned(Interrupted):
     """We stopped on purpose: the lease was lost or the time to stop is over."""
+
+
+class Unsettled(Interrupted):
+    """What was on its way may be in or not: only a new claim, which asks the broker, can go on.
+
+    `expected`: nothing is wrong with the broker; the row that it refuses is being looked for.
+    """
+
+    def __init__(self, said: str, *, expected: bool = False) -> None:
+        super().__init__(said)
+        self.expected = expected
 
 
 class Refused(Exception):
@@ -62,18 +91,31 @@ class TopicRefused(Exception):
 class Producer(Protocol):
     """Delivers one delta at a time."""
 
+    def take_over(self, alive: Callable[[], bool]) -> Recorded | None:
+        """After each claim, before anything is delivered: fence whoever delivered for this shard before.
+
+        Returns what is committed last; None in mode `sequenced`, which knows only what the row says. Raises
+        Interrupted, or Abandoned as soon as `alive()` says no.
+        """
+
     def deliver(self, chunks: Iterable[Chunk], alive: Callable[[], bool]) -> Iterator[int]:
         """Send `chunks` in order; yield each position up to which every row is acknowledged.
 
         Raises Refused for a row that can never be delivered, Interrupted after any other failure; all rows
-        above the last yielded position must then be delivered again. Asks `alive()` while it waits and
-        raises Abandoned as soon as it says no.
+        above the last yielded position must then be delivered again. Unsettled: after `take_over` only. Asks
+        `alive()` while it waits and raises Abandoned as soon as it says no.
         """
 
     def partitions(self, topic: str) -> int | None:
         """How many partitions `topic` has now; None when the broker does not know it.
 
         Raises TopicRefused, or Interrupted while nobody can tell.
+        """
+
+    def compacted(self, topic: str) -> bool | None:
+        """Does `topic` keep only the last record of a key? None when we may not know.
+
+        Raises Interrupted while nobody can tell.
         """
 
     def cluster_id(self) -> str | None:

@@ -2,14 +2,14 @@
 
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
 
 from outbox.errors import ConfigurationError
-from relay.producers.delivery import Chunk, Interrupted, Refused, TopicRefused
+from relay.producers.delivery import Chunk, Interrupted, Recorded, Refused, TopicRefused
+from relay.producers.inquiry import REFUSALS, Inquiry, explained
 from relay.producers.properties import checked
 from relay.producers.session import ALIVE_EVERY, Session, SessionEnded
 from relay.row import POSITION
@@ -22,51 +22,19 @@ DEPTH = 3
 STALLED_AFTER = 15.0
 """Seconds without an acknowledgement before we ask the broker what is wrong."""
 
-METADATA_TIMEOUT = 5.0
-
-REFUSALS = frozenset(
-    {
-        KafkaError.MSG_SIZE_TOO_LARGE,
-        KafkaError.RECORD_LIST_TOO_LARGE,
-        KafkaError.INVALID_RECORD,
-        KafkaError.INVALID_MSG,
-        KafkaError.INVALID_TIMESTAMP,
-        KafkaError.POLICY_VIOLATION,
-        KafkaError.TOPIC_AUTHORIZATION_FAILED,
-        KafkaError.TOPIC_EXCEPTION,
-        KafkaError._INVALID_ARG,
-    }
-)
-"""Codes with which the broker says that trying again cannot help. An outage never uses them, nor does a
-topic that is gone (_UNKNOWN_TOPIC, _UNKNOWN_PARTITION)."""
-
-GRAVE = (
-    KafkaError._AUTHENTICATION,
-    KafkaError.SASL_AUTHENTICATION_FAILED,
-    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
-    KafkaError._SSL,
-    KafkaError._RESOLVE,
-    KafkaError._ALL_BROKERS_DOWN,
-)
-"""What the client says when it cannot work at all, the most telling first; a lost connection to one of
-several brokers is none of these."""
-
-REMEDIES = {
-    KafkaError.MSG_SIZE_TOO_LARGE: "raise the topic's max.message.bytes, and message.max.bytes in [kafka]",
-    KafkaError.TOPIC_AUTHORIZATION_FAILED: "grant DESCRIBE and WRITE on the topic",
-}
-
-ALL_DOWN = "all brokers are down"
-
 
 class SequencedProducer:
     """Producer of mode `sequenced`. `properties` are librdkafka's own; what breaks a guarantee is refused."""
 
     def __init__(self, properties: Mapping[str, Any]) -> None:
         self._properties = checked(properties)
-        self._complaints: deque[KafkaError] = deque(maxlen=16)
+        self._inquiry = Inquiry(self._properties)
         self._session: Session | None = None
         self._careful_to = -1
+
+    def take_over(self, alive: Callable[[], bool]) -> Recorded | None:  # noqa: ARG002 - nobody to wait for
+        """Nobody can be fenced: a former producer's late records are repeats that readers with marks drop."""
+        return None
 
     def deliver(self, chunks: Iterable[Chunk], alive: Callable[[], bool]) -> Iterator[int]:
         """See `Producer.deliver`. The first error ends the session; nothing later overtakes what failed."""
@@ -92,19 +60,14 @@ class SequencedProducer:
         self._careful_to = -1
 
     def partitions(self, topic: str) -> int | None:
-        found = self._metadata(topic).topics.get(topic)
-        if found is None or (found.error is None and not found.partitions):
-            return None
-        if found.error is None:
-            return len(found.partitions)
-        if found.error.code() in {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC}:
-            return None
-        if found.error.code() in REFUSALS:
-            raise TopicRefused(topic, _explained(found.error))
-        raise Interrupted(f"topic {topic!r}: {found.error.str()}")
+        return self._inquiry.partitions(self._opened().client, topic)
+
+    def compacted(self, topic: str) -> bool | None:
+        policy = self._inquiry.policy(topic)
+        return None if policy is None else "compact" in policy
 
     def cluster_id(self) -> str | None:
-        return self._metadata(None).cluster_id or None
+        return self._inquiry.metadata(self._opened().client, None).cluster_id or None
 
     def trouble(self) -> str | None:
         session = self._session
@@ -115,13 +78,7 @@ class SequencedProducer:
             except (KafkaException, SystemError) as error:
                 log.warning("the Kafka client ended its session while idle: %s", error)
                 self._end(session)
-        for code in GRAVE:
-            for complaint in reversed(self._complaints):
-                if complaint.code() == code:
-                    # Without counts and times, so that it is the same complaint each time.
-                    said = complaint.str().partition(" (after ")[0]
-                    return ALL_DOWN if code == KafkaError._ALL_BROKERS_DOWN else said
-        return None
+        return self._inquiry.trouble()
 
     def close(self) -> None:
         if self._session is not None:
@@ -129,29 +86,15 @@ class SequencedProducer:
 
     def _opened(self) -> Session:
         if self._session is None:
-            for fatal in [complaint for complaint in self._complaints if complaint.fatal()]:
-                self._complaints.remove(fatal)
+            self._inquiry.forget_fatal()
             try:
-                self._session = Session(self._properties, self._complaints)
+                self._session = Session(self._properties, self._inquiry.complaints)
             except KafkaException as error:
                 raise ConfigurationError(
                     f"the Kafka client refuses its configuration: {error.args[0].str()}; "
                     "correct the [kafka] settings"
                 ) from error
         return self._session
-
-    def _metadata(self, topic: str | None) -> Any:
-        client = self._opened().client
-        try:
-            found = client.list_topics(topic, METADATA_TIMEOUT)
-        except KafkaException as error:
-            reason = self.trouble()
-            because = f": {reason}" if reason not in {None, ALL_DOWN} else ""
-            raise Interrupted(
-                f"no broker answers at {self._properties['bootstrap.servers']}{because}"
-            ) from error
-        self._complaints.clear()
-        return found
 
     def _make_sure_of_topics(self, session: Session, chunk: Chunk) -> None:
         """Send nothing to a topic before it was seen in this session with all the partitions needed.
@@ -195,7 +138,7 @@ class SequencedProducer:
     def _ask_why(self, session: Session, silent: float) -> None:
         """An outage is waited out. A topic that vanished would leave a gap: that ends the session."""
         try:
-            present = self._metadata(None).topics
+            present = self._inquiry.metadata(session.client, None).topics
         except Interrupted as outage:
             log.warning("no acknowledgement for %.0f s: %s", silent, outage)
             return
@@ -209,7 +152,7 @@ class SequencedProducer:
         """Who is to blame: the row that was alone on its way, or one to be found by sending singly."""
         refused = ended.cause is not None and ended.cause.code() in REFUSALS
         if ended.cause is not None and refused and ended.row is not None:
-            return Refused(ended.row, _explained(ended.cause))
+            return Refused(ended.row, explained(ended.cause))
         if refused or ended.cause is None:
             self._careful_to = max(self._careful_to, session.handed)
         return ended
@@ -218,8 +161,3 @@ class SequencedProducer:
         session.close()
         if self._session is session:
             self._session = None
-
-
-def _explained(error: KafkaError) -> str:
-    remedy = REMEDIES.get(error.code())
-    return f"{error.str()} ({remedy})" if remedy else error.str()

@@ -4,6 +4,7 @@ UP: tuple[str, ...] = (
     """
 ALTER TABLE outbox_shard
     ADD COLUMN mode text NOT NULL DEFAULT 'sequenced' CHECK (mode IN ('sequenced', 'transactional')),
+    ADD COLUMN wanted_mode text CHECK (wanted_mode IN ('sequenced', 'transactional')),
     ADD COLUMN frozen boolean NOT NULL DEFAULT false,
     ADD COLUMN timeline integer
 """,
@@ -23,11 +24,14 @@ CREATE TABLE outbox_reshard (
 
 DOWN: tuple[str, ...] = (
     "DROP TABLE outbox_reshard",
-    "ALTER TABLE outbox_shard DROP COLUMN mode, DROP COLUMN frozen, DROP COLUMN timeline",
+    """
+ALTER TABLE outbox_shard
+    DROP COLUMN mode, DROP COLUMN wanted_mode, DROP COLUMN frozen, DROP COLUMN timeline
+""",
 )
 
 COLUMNS: dict[str, dict[str, str]] = {
-    "outbox_shard": {"mode": "text", "frozen": "boolean", "timeline": "integer"},
+    "outbox_shard": {"mode": "text", "wanted_mode": "text", "frozen": "boolean", "timeline": "integer"},
     "outbox_reshard": {
         "only_row": "boolean",
         "generation": "integer",

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from outbox import record
 from outbox.record import Mark, Seq
 from relay.envelope import headers
-from relay.producers import Abandoned, Chunk
+from relay.producers import Abandoned, Chunk, Recorded
 from relay.row import ID, KEY, PAYLOAD
 
 
@@ -65,6 +65,9 @@ class MemoryProducer:
     def __init__(self, broker: MemoryBroker) -> None:
         self._broker = broker
 
+    def take_over(self, alive: Callable[[], bool]) -> Recorded | None:  # noqa: ARG002
+        return None
+
     def deliver(self, chunks: Iterable[Chunk], alive: Callable[[], bool]) -> Iterator[int]:
         for chunk in chunks:
             for row, (topic, partition) in zip(chunk.rows, chunk.targets, strict=True):
@@ -77,6 +80,9 @@ class MemoryProducer:
                     Record(topic, partition, row[KEY], row[PAYLOAD], row[ID].decode(), Seq.parse(seq))
                 )
             yield chunk.rows[-1][0]
+
+    def compacted(self, topic: str) -> bool | None:  # noqa: ARG002
+        return False
 
     def partitions(self, topic: str) -> int | None:  # noqa: ARG002 - knows every topic
         return self._broker.partition_count

@@ -11,7 +11,7 @@ from confluent_kafka import KafkaError
 from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
 
 from outbox.testing.servers import KafkaServer
-from relay.producers import Abandoned, Chunk, Interrupted, Refused, SequencedProducer, sequenced, session
+from relay.producers import Abandoned, Chunk, Interrupted, Refused, SequencedProducer, inquiry, session
 from relay.row import POSITION, Row
 from tests.conftest import TopicFactory
 from tests.relay import wire
@@ -267,7 +267,7 @@ def test_an_ended_client_does_not_wait_for_the_garbage_collector(
 
 
 def test_a_broker_that_is_away_is_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sequenced, "METADATA_TIMEOUT", 0.5)
+    monkeypatch.setattr(inquiry, "METADATA_TIMEOUT", 0.5)
     producer = SequencedProducer({"bootstrap.servers": "127.0.0.1:1"})
     with pytest.raises(Interrupted, match=r"no broker answers at 127\.0\.0\.1:1"):
         producer.cluster_id()

@@ -1,0 +1,131 @@
+"""What the brokers say of themselves and their topics, and what the client last complained of."""
+
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, Producer
+from confluent_kafka.admin import AdminClient, ConfigResource
+
+from relay.producers.delivery import Interrupted, TopicRefused
+
+log = logging.getLogger("relay.producer")
+
+METADATA_TIMEOUT = 5.0
+
+REFUSALS = frozenset(
+    {
+        KafkaError.MSG_SIZE_TOO_LARGE,
+        KafkaError.RECORD_LIST_TOO_LARGE,
+        KafkaError.INVALID_RECORD,
+        KafkaError.INVALID_MSG,
+        KafkaError.INVALID_TIMESTAMP,
+        KafkaError.POLICY_VIOLATION,
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.TOPIC_EXCEPTION,
+        KafkaError._INVALID_ARG,
+    }
+)
+"""Codes with which the broker says that trying again cannot help. An outage never uses them, nor does a
+topic that is gone (_UNKNOWN_TOPIC, _UNKNOWN_PARTITION)."""
+
+UNKNOWN = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC})
+
+GRAVE = (
+    KafkaError._AUTHENTICATION,
+    KafkaError.SASL_AUTHENTICATION_FAILED,
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+    KafkaError._SSL,
+    KafkaError._RESOLVE,
+    KafkaError._ALL_BROKERS_DOWN,
+)
+"""What the client says when it cannot work at all, the most telling first; a lost connection to one of
+several brokers is none of these."""
+
+REMEDIES = {
+    KafkaError.MSG_SIZE_TOO_LARGE: "raise the topic's max.message.bytes, and message.max.bytes in [kafka]",
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: "grant DESCRIBE and WRITE on the topic",
+}
+
+ALL_DOWN = "all brokers are down"
+
+
+class Inquiry:
+    """Asks through whatever client a producer has at the moment. `complaints` outlives the clients."""
+
+    def __init__(self, properties: Mapping[str, Any]) -> None:
+        self._properties = properties
+        self.complaints: deque[KafkaError] = deque(maxlen=16)
+
+    def metadata(self, client: Producer, topic: str | None) -> Any:
+        """Raises Interrupted while no broker answers."""
+        try:
+            found = client.list_topics(topic, METADATA_TIMEOUT)
+        except KafkaException as error:
+            if len(client) == 0:
+                # Complaints wait in the client until it is asked for them.
+                with contextlib.suppress(KafkaException, SystemError):
+                    client.poll(0)
+            reason = self.trouble()
+            because = f": {reason}" if reason not in {None, ALL_DOWN} else ""
+            raise Interrupted(
+                f"no broker answers at {self._properties['bootstrap.servers']}{because}"
+            ) from error
+        self.complaints.clear()
+        return found
+
+    def partitions(self, client: Producer, topic: str) -> int | None:
+        """See `Producer.partitions`."""
+        found = self.metadata(client, topic).topics.get(topic)
+        if found is None or (found.error is None and not found.partitions):
+            return None
+        if found.error is None:
+            return len(found.partitions)
+        if found.error.code() in UNKNOWN:
+            return None
+        if found.error.code() in REFUSALS:
+            raise TopicRefused(topic, explained(found.error))
+        raise Interrupted(f"topic {topic!r}: {found.error.str()}")
+
+    def policy(self, topic: str) -> frozenset[str] | None:
+        """What the broker's cleaner does to `topic` (`compact`, `delete`); None when we may not know."""
+        resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
+        try:
+            (answer,) = self.admin().describe_configs([resource], request_timeout=METADATA_TIMEOUT).values()
+            found = answer.result()["cleanup.policy"].value
+        except KafkaException as error:
+            code = error.args[0].code()
+            if code in {KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED}:
+                return None
+            raise Interrupted(
+                f"topic {topic!r}: its settings are not to be had: {error.args[0].str()}"
+            ) from error
+        return frozenset(found.replace(" ", "").split(","))
+
+    def admin(self) -> AdminClient:
+        """A client for questions that a producer cannot ask; let it go after use."""
+        properties: dict[str, Any] = {**self._properties, "error_cb": self.complaints.append}
+        return AdminClient(properties)
+
+    def trouble(self) -> str | None:
+        """The gravest complaint since a broker last answered."""
+        for code in GRAVE:
+            for complaint in reversed(self.complaints):
+                if complaint.code() == code:
+                    # Without counts and times, so that it is the same complaint each time.
+                    said = complaint.str().partition(" (after ")[0]
+                    return ALL_DOWN if code == KafkaError._ALL_BROKERS_DOWN else said
+        return None
+
+    def forget_fatal(self) -> None:
+        """A new session begins without the fatal complaints of the last one."""
+        for fatal in [complaint for complaint in self.complaints if complaint.fatal()]:
+            self.complaints.remove(fatal)
+
+
+def explained(error: KafkaError) -> str:
+    """What the broker says, with what mends it where we know."""
+    remedy = REMEDIES.get(error.code())
+    return f"{error.str()} ({remedy})" if remedy else error.str()
