@@ -77,8 +77,9 @@ class RelayConfig(BaseSettings):
         min_length=1,
         description="name of this relay; no two running ones share one",
     )
-    prepared_statements: bool = Field(
-        default=True, description="False behind a transaction pooler that cannot hold prepared statements"
+    prepared_statements: bool | None = Field(
+        default=None,
+        description="whether statements are prepared; unset: directly yes, behind a pooler no",
     )
     lease: Duration = Field(
         default=timedelta(seconds=5), description="a relay silent for longer is succeeded by another"

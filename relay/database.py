@@ -4,8 +4,10 @@ import contextlib
 import logging
 import os
 import socket
+import time
+from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import psycopg
@@ -17,20 +19,53 @@ from outbox.storage import roles
 
 log = logging.getLogger("relay")
 
+T = TypeVar("T")
+
+ANSWER_WITHIN = 65.0
+"""Seconds for one statement's answer: the server itself ends a statement after 60 (`statement_timeout`). What
+holds the line open and says nothing, a hung proxy or a frozen server, must not hold a thread for ever."""
+
+SERVER = "(extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint"
+"""Which server answers: a pooler may lead one connection to several, and its own identity says nothing."""
+
 DRIVER_PREFIXES = ("postgresql+psycopg://", "postgres://")
 
 
 class Connection(psycopg.Connection[TupleRow]):
-    """A connection that remembers the server's last warning of class 01000.
+    """A connection whose every answer comes within a bound, and that remembers a warning of class 01000.
 
-    With it COMMIT "succeeds" although its wait for the synchronous standby was cancelled.
+    With that warning COMMIT "succeeds" although its wait for the synchronous standby was cancelled.
     """
 
     warned: str | None = None
+    answer_within = ANSWER_WITHIN
 
     def remember(self, diagnostic: psycopg.errors.Diagnostic) -> None:
         if diagnostic.sqlstate == "01000":
             self.warned = diagnostic.message_primary or "warning 01000"
+
+    def wait(self, gen: Generator[Any, Any, T], *args: Any, **kwargs: Any) -> T:
+        """psycopg's own wait for the server, which comes back every 0.1 s, ended after `answer_within`."""
+        return super().wait(_until(gen, time.monotonic() + self.answer_within), *args, **kwargs)
+
+    @property
+    def pooled(self) -> bool:
+        """Is there a pooler in between? It gives out process numbers of its own, for cancelling."""
+        return self.execute("SELECT pg_backend_pid()").fetchone() != (self.info.backend_pid,)
+
+
+def _until(gen: Generator[Any, Any, T], end: float) -> Generator[Any, Any, T]:
+    """`gen`, which yields what it waits for, until `end` of the monotonic clock passes in silence."""
+    try:
+        waiting_for = next(gen)
+        while True:
+            ready = yield waiting_for
+            if not ready and time.monotonic() > end:
+                raise psycopg.OperationalError("no answer in time, although the connection stands")
+            waiting_for = gen.send(ready)
+    except StopIteration as ended:
+        result: T = ended.value
+        return result
 
 
 REFUSED_FOR_GOOD: dict[type[psycopg.Error], str] = {
@@ -48,15 +83,17 @@ class OutcomeUnknown(Exception):
 class Database:
     """Where the outbox lives and how to reach it.
 
-    `url`: libpq or SQLAlchemy form. `prepared`: False behind a transaction pooler that cannot hold
-    prepared statements (PgBouncer before 1.21).
+    `url`: libpq or SQLAlchemy form. `prepared`: whether statements are prepared; None: on a direct
+    connection, and not behind a pooler, which may not be able to hold them (PgBouncer before 1.21).
     """
 
     url: str
-    prepared: bool = True
+    prepared: bool | None = None
 
-    def connect(self, purpose: str) -> Connection:
+    def connect(self, purpose: str, *, answer_within: float = ANSWER_WITHIN) -> Connection:
         """A new autocommit connection, seen as `outbox-relay <purpose>` in pg_stat_activity.
+
+        `answer_within`: seconds after which a statement without an answer fails.
 
         Raises psycopg.OperationalError when the server cannot be reached (worth another attempt) and
         SchemaError or ConfigurationError when another attempt cannot help.
@@ -65,11 +102,15 @@ class Database:
             self.url,
             autocommit=True,
             application_name=f"outbox-relay {purpose}",
-            prepare_threshold=5 if self.prepared else None,
+            prepare_threshold=None,
         )
         try:
             connection.add_notice_handler(connection.remember)
-            _settle(connection)
+            connection.answer_within = answer_within
+            pooled = connection.pooled
+            _settle(connection, pooled=pooled)
+            if self.prepared or (self.prepared is None and not pooled):
+                connection.prepare_threshold = 5
         except BaseException:
             connection.close()
             raise
@@ -171,6 +212,8 @@ _LACKING = (
     psycopg.errors.InsufficientPrivilege,
 )
 
+_UNPREPARED = (psycopg.errors.InvalidSqlStatementName, psycopg.errors.DuplicatePreparedStatement)
+
 
 def failed(error: psycopg.Error) -> OutcomeUnknown | SchemaError:
     """What a failed statement means: the schema does not fit, or its outcome is open."""
@@ -183,6 +226,10 @@ def failed(error: psycopg.Error) -> OutcomeUnknown | SchemaError:
         return SchemaError(
             f"{said}; see what is missing with outbox-relay db check, install it with outbox-relay db upgrade"
         )
+    if isinstance(error, _UNPREPARED):
+        said += "; the pooler cannot hold prepared statements: leave OUTBOX_PREPARED_STATEMENTS unset"
+    elif "query_wait_timeout" in said:
+        said += ": the pooler had no connection to the server to give; raise its default_pool_size"
     if isinstance(error, _LACKING):
         return SchemaError(f"{said}; compare the schema with: outbox-relay db check")
     return OutcomeUnknown(said)
@@ -205,11 +252,16 @@ def _explained(error: psycopg.OperationalError, url: str) -> Exception:
 SETTINGS = "SELECT name, setting FROM pg_settings WHERE name = ANY(%(names)s)"
 
 
-def _settle(connection: Connection) -> None:
+_said: set[str] = set()
+"""Roles whose missing settings were told."""
+
+
+def _settle(connection: Connection, *, pooled: bool) -> None:
     """Make sure of the settings that `db roles` binds to the relay's role; set what is missing here.
 
-    A pooler may leak such a SET to another client, which is why the role should carry them. Time-outs that
-    somebody chose stay; warnings must arrive, for one of them says that a commit is not replicated.
+    Not behind a pooler: it would leak such a SET to another client and forget it for us, so there only the
+    role can carry them. Time-outs that somebody chose stay; warnings must arrive, for one of them says that a
+    commit is not replicated.
     """
     if connection.execute("SELECT pg_is_in_recovery()").fetchone() == (True,):
         raise OutcomeUnknown(
@@ -220,7 +272,20 @@ def _settle(connection: Connection) -> None:
     wanted = dict(roles.RELAY_SETTINGS)
     if found["client_min_messages"] == "error":
         wanted["client_min_messages"] = "warning"
-    for name, value in wanted.items():
-        chosen = name.endswith("_timeout") and found[name] != "0"
-        if found[name] != value and not chosen:
+    missing = {
+        name: value
+        for name, value in wanted.items()
+        if found[name] != value and not (name.endswith("_timeout") and found[name] != "0")
+    }
+    if not pooled:
+        for name, value in missing.items():
             connection.execute("SELECT set_config(%s, %s, false)", (name, value))
+        return
+    role = connection.info.user
+    if missing and role not in _said:
+        _said.add(role)
+        log.warning(
+            "role %s lacks %s behind a pooler, which cannot keep a session's own settings; run "
+            "`outbox-relay db roles --relay %s --yes` and let the pooler reconnect",
+            *(role, ", ".join(sorted(missing)), role),
+        )

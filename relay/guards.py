@@ -11,7 +11,7 @@ from relay.progress import Progress, ShardRow
 
 log = logging.getLogger("relay.guards")
 
-FACTS = """
+FACTS = f"""
 SELECT (SELECT system_identifier FROM pg_control_system()),
        (SELECT oid::bigint FROM pg_database WHERE datname = current_database()),
        CASE WHEN NOT pg_is_in_recovery()
@@ -25,7 +25,8 @@ SELECT (SELECT system_identifier FROM pg_control_system()),
             UNION ALL
             SELECT acl.grantee FROM pg_class c, LATERAL aclexplode(c.relacl) acl
             WHERE c.oid = 'outbox_event'::regclass AND acl.grantee <> c.relowner
-              AND acl.privilege_type IN ('INSERT', 'UPDATE', 'DELETE')) granted)
+              AND acl.privilege_type IN ('INSERT', 'UPDATE', 'DELETE')) granted),
+       {database.SERVER}
 """
 
 COUNTERS = """
@@ -63,6 +64,7 @@ class Surroundings:
     row_security: bool
     sequence_cache: int
     may_write_order: str | None
+    server: int
 
 
 def examine(connection: Connection, kafka_cluster_id: str | None) -> Surroundings:

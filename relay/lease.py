@@ -39,6 +39,9 @@ FAREWELL = (
     "UPDATE outbox_relay SET stopped_at = clock_timestamp(), state = %(state)s WHERE instance = %(owner)s"
 )
 
+ANSWER_WITHIN = 5.0
+"""Seconds for the answer to a renewal, or twice the lease: then the next one goes over a new connection."""
+
 FORGET = "DELETE FROM outbox_relay WHERE heartbeat < clock_timestamp() - interval '7 days'"
 
 
@@ -112,7 +115,8 @@ class Lease:
 
     def _connected(self) -> Connection:
         if self._connection is None:
-            self._connection = self._database.connect("lease")
+            seconds = self._duration.total_seconds()
+            self._connection = self._database.connect("lease", answer_within=max(ANSWER_WITHIN, 2 * seconds))
             database.execute(self._connection, FORGET)
         return self._connection
 

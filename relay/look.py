@@ -5,7 +5,7 @@ from typing import cast
 
 import psycopg
 
-from relay import row
+from relay import database, row
 from relay.database import Connection, OutcomeUnknown, failed
 from relay.row import Row
 from relay.snapshot import Snapshot
@@ -22,7 +22,8 @@ SELECT -1::bigint,
        (SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM outbox_event_position_seq),
        CASE WHEN pg_current_xact_id_if_assigned() IS NULL AND NOT pg_is_in_recovery()
             THEN pg_current_snapshot()::text END,
-       clock_timestamp()::text, NULL::bytea, pg_backend_pid()::text, NULL, NULL, NULL, false
+       clock_timestamp()::text, NULL::bytea, pg_backend_pid()::text, {database.SERVER}::text, NULL, NULL,
+       false
 UNION ALL
 (SELECT {_LOOK_COLUMNS}, coalesce(octet_length(payload) > %(inline)s, false)
  FROM outbox_event WHERE xid >= pg_snapshot_xmax(%(done)s::pg_snapshot)
@@ -45,8 +46,8 @@ standby, or inside a transaction that writes, running transactions would look en
 class Look:
     """What one look saw. `rows` is the whole delta in position order, or None when it is too much to hold.
 
-    `at` is the server's clock and `backend` its process: what is planned from a look must reach the same
-    server without a crash in between.
+    `at` is the server's clock, `backend` its process and `server` its postmaster's start: what is planned
+    from a look must reach the same server without a crash in between.
     """
 
     snapshot: Snapshot
@@ -54,6 +55,7 @@ class Look:
     rows: list[Row] | None
     at: str
     backend: int
+    server: int
 
     @property
     def empty(self) -> bool:
@@ -76,7 +78,7 @@ class Looker:
             found = self._cursor.fetchall()
         except psycopg.Error as error:
             raise failed(error) from error
-        (_, floor, snapshot, at, _, backend, *_), rows = found[0], found[1:]
+        (_, floor, snapshot, at, _, backend, server, *_), rows = found[0], found[1:]
         if snapshot is None:
             raise OutcomeUnknown(
                 "the look ran on a standby or inside a writing transaction, where running transactions "
@@ -88,7 +90,7 @@ class Looker:
         whole: list[Row] | None = None
         if len(rows) <= self._limit and not any(large for *_, large in rows):
             whole = cast(list[Row], sorted([r[:-1] for r in rows], key=_position))
-        return Look(now, floor, whole, at.decode(), int(backend))
+        return Look(now, floor, whole, at.decode(), int(backend), int(server))
 
 
 def _position(found: tuple[int, ...]) -> int:

@@ -26,9 +26,11 @@ _FLUSHED = "set_config('synchronous_commit', 'on', true) = 'on'"
 _UNFLUSHED = "set_config('synchronous_commit', 'off', true) = 'off'"
 
 # A snapshot is worth something only on the server that took it, and only until that server crashes: then
-# transaction ids whose commits were not flushed are handed out again. A pooler may swap the server's process
-# behind an open connection, so the one that plans must be the one that looked, or have been there before it.
-_UNBROKEN = """pg_current_xact_id() >= pg_snapshot_xmax(%(next)s::pg_snapshot)
+# transaction ids whose commits were not flushed are handed out again. A pooler may swap the server and its
+# process behind an open connection, so the one that plans must be the one that looked, or have been there
+# before it; a process of a promoted standby may have been there longer than that.
+_UNBROKEN = f"""pg_current_xact_id() >= pg_snapshot_xmax(%(next)s::pg_snapshot)
+  AND {database.SERVER} = %(server)s
   AND (pg_backend_pid() = %(backend)s
        OR (SELECT backend_start FROM pg_stat_get_activity(pg_backend_pid())) < %(at)s::timestamptz)"""
 
@@ -177,7 +179,13 @@ class ShardRow:
 
 
 def _seen(look: Look) -> dict[str, Any]:
-    return {"next": look.snapshot.text, "floor": look.floor, "at": look.at, "backend": look.backend}
+    return {
+        "next": look.snapshot.text,
+        "floor": look.floor,
+        "at": look.at,
+        "backend": look.backend,
+        "server": look.server,
+    }
 
 
 def _progress(row: tuple[Any, ...]) -> Progress:

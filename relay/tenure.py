@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from outbox import hooks
 from relay import guards, points
 from relay.config import RelayConfig
-from relay.database import Connection
+from relay.database import Connection, OutcomeUnknown
 from relay.look import Look, Looker
 from relay.outgoing import Outgoing, page
 from relay.producers import Producer, TopicRefused
@@ -70,6 +70,7 @@ class Tenure:
         self._producer = producer
         self._row = row
         self._surroundings: guards.Surroundings | None = surroundings
+        self._server = surroundings.server
         self._supervision = supervision
         self._looker = Looker(connection, limit=config.look_rows)
         self._reader = DeltaReader(reading, rows=config.chunk_rows, bytes_=config.chunk_bytes)
@@ -88,6 +89,8 @@ class Tenure:
         began = time.monotonic()
         self._between_deltas(began)
         look = self._looker.look(self.state.next or self.state.done)
+        if look.server != self._server:
+            raise OutcomeUnknown("the connection leads to another server than the one that was examined")
         if look.empty:
             return Did(0, self._idle(look, slow=time.monotonic() - began > SLOW_LOOK))
         move = self._row.confirm_and_plan if self._sent else self._row.plan

@@ -11,7 +11,7 @@ import pytest
 
 from outbox.testing.servers.failure import ServerUnavailable
 
-NAMES = ("pg", "kafka", "embedded")
+NAMES = ("pg", "kafka", "embedded", "pgbouncer", "promtool")
 
 
 def required() -> frozenset[str]:

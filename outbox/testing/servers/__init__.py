@@ -8,16 +8,19 @@ from outbox.testing.servers.failure import ServerFailed, ServerUnavailable
 from outbox.testing.servers.kafka import KafkaServer, start_kafka
 from outbox.testing.servers.kafka_broker import KafkaBroker
 from outbox.testing.servers.mock import MockKafka, start_mock_kafka
+from outbox.testing.servers.pgbouncer import PgBouncer, start_pgbouncer
 from outbox.testing.servers.postgres import PostgresServer, start_postgres
 
 __all__ = [
     "KafkaBroker",
     "KafkaServer",
     "MockKafka",
+    "PgBouncer",
     "PostgresServer",
     "ServerFailed",
     "ServerUnavailable",
     "start_kafka",
     "start_mock_kafka",
+    "start_pgbouncer",
     "start_postgres",
 ]
