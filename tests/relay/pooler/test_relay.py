@@ -204,9 +204,12 @@ def test_a_promotion_behind_the_pooler_is_noticed_although_the_connection_stands
         with pair.session() as session:
             after = write(session, 3)
         until(lambda: works(pooler.through(url)), 20, pooler.log)
-        until(
-            lambda: bool(carrying.run_once() and broker.ids() == before + after), 20, lambda: str(broker.log)
-        )
+
+        def through() -> bool:
+            carrying.run_once()
+            return broker.ids() == before + after
+
+        until(through, 20, lambda: str(broker.log))
         sources = [record.seq.source for record in broker.log]
         assert len(set(sources)) == 2, "one number for two histories"
         pair.become_standby()
