@@ -31,8 +31,18 @@ SELECT (SELECT system_identifier FROM pg_control_system()),
 
 COUNTERS = """
 SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint,
-       (SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM outbox_event_position_seq)
+       (SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM outbox_event_position_seq),
+       EXISTS (SELECT FROM outbox_event WHERE xid >= pg_snapshot_xmax(pg_current_snapshot()))
 """
+"""What is visible cannot have been written by a transaction that comes after (index outbox_event_xid)."""
+
+FOREIGN_COUNTER = """
+EXISTS (SELECT FROM outbox_identity i, pg_control_system() here
+    WHERE (i.system_identifier, i.database_oid) <> (here.system_identifier,
+        (SELECT oid::bigint FROM pg_database WHERE datname = current_database())))
+OR EXISTS (SELECT FROM outbox_shard WHERE pg_snapshot_xmax(done) > pg_snapshot_xmax(pg_current_snapshot()))
+"""
+"""Do the snapshots in our tables come from another server? Then they say nothing about the rows here."""
 
 VERSION = "SELECT max(version) FROM outbox_schema"
 
@@ -129,13 +139,13 @@ def _compare(connection: Connection, here: Surroundings, cluster: str | None) ->
         raise GuardViolation(
             f"outbox_identity names database {oid} of system {system}, but here is {here.database_oid} of "
             f"{here.system_identifier}: the tables were copied or restored here and the transaction "
-            "ids in them belong to the other server; publishing would lose or repeat events. Point the relay "
-            "at the original database"
+            "ids in them belong to the other server; publishing would lose or repeat events. If this copy "
+            "takes the original's place, run: outbox-relay rebase"
         )
     if cluster is not None and known_cluster is not None and cluster != known_cluster:
         raise GuardViolation(
             f"events of this database went to Kafka cluster {known_cluster}, this is {cluster}; "
-            "correct OUTBOX_KAFKA_BOOTSTRAP_SERVERS"
+            "correct OUTBOX_KAFKA_BOOTSTRAP_SERVERS or, to go on with this one, run: outbox-relay adopt"
         )
 
 
@@ -146,12 +156,17 @@ def compare_counters(connection: Connection, state: Progress) -> None:
     """
     row = database.execute(connection, COUNTERS).fetchone()
     assert row is not None
-    xmax, floor = row
+    xmax, floor, ahead = row
+    if ahead:
+        raise GuardViolation(
+            f"outbox_event holds events of transactions that this server (at {xmax}) has not begun: they "
+            " were restored from another server; run: outbox-relay rebase"
+        )
     planned = state.next or state.done
     if xmax < planned.xmax or xmax <= int(state.next_xid or state.done_xid):
         raise GuardViolation(
             f"the transaction counter stands at {xmax}, but events up to {planned.xmax} were "
-            "published: this database was restored from an older state"
+            "published: the outbox was restored from another server; run: outbox-relay rebase"
         )
     known = max(state.done_floor, state.next_floor or 0)
     if floor < known:

@@ -20,3 +20,6 @@ FENCED = "relay.fenced"
 
 HALTED = "relay.halted"
 """A row was refused for good: `shard`, `reason`."""
+
+REBASING = "relay.rebasing"
+"""A step of `outbox-relay rebase` is done and nothing is committed: `step`."""

@@ -12,7 +12,7 @@ import psycopg
 
 from outbox import hooks
 from outbox.storage import ring
-from relay import database
+from relay import database, guards
 from relay.database import Connection, Database, OutcomeUnknown
 
 log = logging.getLogger("relay.ring")
@@ -34,8 +34,13 @@ FILLED = "SELECT EXISTS (SELECT FROM {leaf})"
 LOCK = "LOCK TABLE ONLY {leaf} IN ACCESS EXCLUSIVE MODE NOWAIT"
 """Granted at once or not at all: all that inserted here have ended, and nobody queues behind us."""
 
-NEEDED = """
-SELECT (SELECT sum(hi - lo + 1) IS DISTINCT FROM 256 FROM outbox_shard) OR EXISTS (
+NEEDED = (
+    """
+SELECT (SELECT sum(hi - lo + 1) IS DISTINCT FROM 256 FROM outbox_shard)
+  OR """
+    + guards.FOREIGN_COUNTER
+    + """
+  OR EXISTS (
     SELECT FROM {leaf} e
     WHERE e.xid >= (SELECT min(pg_snapshot_xmin(done)) FROM outbox_shard)
       AND NOT EXISTS (
@@ -43,8 +48,10 @@ SELECT (SELECT sum(hi - lo + 1) IS DISTINCT FROM 256 FROM outbox_shard) OR EXIST
         WHERE coalesce(hashtextextended(e.aggregateid, 0) & 255, 0) BETWEEN s.lo AND s.hi
           AND pg_visible_in_snapshot(e.xid, s.done)))
 """
-"""Does any row wait to be published, or belong to no shard? Asked after the lock, by a statement with a
-snapshot of its own. Index on xid: what lies below every shard's oldest running transaction is published."""
+)
+"""Does any row wait to be published, or belong to no shard, or can that not be told? Asked after the lock, by
+a statement with a snapshot of its own. Index on xid: what lies below every shard's oldest running transaction
+is published."""
 
 TRUNCATE = "TRUNCATE ONLY {leaf}"
 

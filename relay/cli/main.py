@@ -18,6 +18,7 @@ COMMANDS = {
     "db": "relay.cli.db:db",
     "status": "relay.cli.status:status",
     "shards": "relay.cli.shards:shards",
+    "rebase": "relay.cli.rebase:rebase",
     "consume": "relay.cli.consume:consume",
     "demo": "relay.cli.demo:demo",
 }

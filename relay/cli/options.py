@@ -57,18 +57,23 @@ def connected(url: str | None) -> "Iterator[Connection]":
     from sqlalchemy.exc import DBAPIError
     from sqlalchemy.pool import NullPool
 
-    url = url or _url_in_file()
-    if not url:
-        raise ConfigurationError(
-            f"no database; set OUTBOX_DATABASE_URL, pass --database-url or write database_url into {FILE}"
-        )
-    engine = create_engine("postgresql+psycopg://", creator=partial(_open, url), poolclass=NullPool)
+    engine = create_engine("postgresql+psycopg://", creator=partial(_open, url_of(url)), poolclass=NullPool)
     try:
         with engine.begin() as connection:
             yield connection
     except DBAPIError as error:
         said = str(error.orig).strip().splitlines()[0]
         raise SchemaError(f"the database refuses: {said}; {_remedy(error.orig)}") from error
+
+
+def url_of(given: str | None) -> str:
+    """The database's URL from argument or environment, else from the file. Raises ConfigurationError."""
+    url = given or _url_in_file()
+    if not url:
+        raise ConfigurationError(
+            f"no database; set OUTBOX_DATABASE_URL, pass --database-url or write database_url into {FILE}"
+        )
+    return url
 
 
 def _url_in_file() -> str | None:

@@ -5,7 +5,7 @@ import itertools
 import os
 import signal
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -41,8 +41,12 @@ ACCESS = """\
 local all all trust
 host all +outbox_password 127.0.0.1/32 scram-sha-256
 host all all 127.0.0.1/32 trust
+host replication all 127.0.0.1/32 trust
 """
 """Members of a role `outbox_password`, which a test may create, must show their password."""
+
+
+INCLUDE = "include 'outbox.conf'\n"
 
 
 class PostgresServer:
@@ -138,7 +142,15 @@ class GivenPostgres(PostgresServer):
 class OwnPostgres(PostgresServer):
     """A server started here: under TCP and a unix socket, or under the socket alone."""
 
-    def __init__(self, programs: PostgresPrograms, settings: Settings, *, tcp: bool) -> None:
+    def __init__(
+        self,
+        programs: PostgresPrograms,
+        settings: Settings,
+        *,
+        tcp: bool,
+        fill: Callable[["OwnPostgres"], None] | None = None,
+    ) -> None:
+        """`fill` makes the data directory: initdb, unless it comes from another server."""
         account = unprivileged()
         self._directory = workspace.create("pg", account)
         self._data = self._directory / "data"
@@ -161,7 +173,8 @@ class OwnPostgres(PostgresServer):
         query = "" if tcp else f"?host={quote(str(self._directory), safe='/')}&port={number}"
         self.url = f"postgresql://postgres@{host}/postgres{query}"
         try:
-            self._initialise(tcp=tcp)
+            (fill or initdb)(self)
+            self._adapt(tcp=tcp)
             self.start()
         except BaseException:
             self.close()
@@ -171,6 +184,36 @@ class OwnPostgres(PostgresServer):
     def pid(self) -> int:
         """The postmaster's process id."""
         return self._program.pid
+
+    @property
+    def data(self) -> Path:
+        """Its data directory, which is also `postgresql.conf`'s."""
+        return self._data
+
+    @property
+    def programs(self) -> PostgresPrograms:
+        """The installation that it runs."""
+        return self._programs
+
+    def run(self, program: str, *arguments: str) -> str:
+        """Run one of its version's programs as its account, in its directory; returns what it said."""
+        account = self._account
+        done = subprocess.run(
+            [self._programs[program], *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+            stdin=subprocess.DEVNULL,
+            cwd=self._directory,
+            env={**os.environ, **self._programs.environment},
+            user=None if account is None else account.uid,
+            group=None if account is None else account.gid,
+            extra_groups=None if account is None else [],
+        )
+        if done.returncode != 0:
+            raise ServerFailed(f"{program} of PostgreSQL {self.version} failed.\n{done.stdout}{done.stderr}")
+        return done.stdout
 
     @property
     def log_file(self) -> Path:
@@ -212,25 +255,7 @@ class OwnPostgres(PostgresServer):
         self._port.release()
         workspace.remove(self._directory)
 
-    def _initialise(self, *, tcp: bool) -> None:
-        done = subprocess.run(
-            [
-                *(self._programs["initdb"], "-D", str(self._data), "-U", "postgres", "-A", "trust"),
-                *("-E", "UTF8", "--locale=C", "--no-sync", "--no-instructions"),
-            ],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-            stdin=subprocess.DEVNULL,
-            cwd=self._directory,
-            env={**os.environ, **self._programs.environment},
-            user=None if self._account is None else self._account.uid,
-            group=None if self._account is None else self._account.gid,
-            extra_groups=None if self._account is None else [],
-        )
-        if done.returncode != 0:
-            raise ServerFailed(f"initdb of PostgreSQL {self.version} failed.\n{done.stdout}{done.stderr}")
+    def _adapt(self, *, tcp: bool) -> None:
         (self._data / "pg_hba.conf").write_text(ACCESS)
         address = {
             "listen_addresses": "127.0.0.1" if tcp else "",
@@ -238,8 +263,10 @@ class OwnPostgres(PostgresServer):
             "unix_socket_directories": str(self._directory),
         }
         self._configure({**address, **self._settings})
-        with (self._data / "postgresql.conf").open("a") as conf:
-            conf.write("include 'outbox.conf'\n")
+        conf = self._data / "postgresql.conf"
+        if INCLUDE not in conf.read_text():
+            with conf.open("a") as writing:
+                writing.write(INCLUDE)
 
     def _configure(self, changes: Settings) -> None:
         self._settings = {**self._settings, **changes}
@@ -263,6 +290,14 @@ class OwnPostgres(PostgresServer):
         with contextlib.suppress(FileNotFoundError):
             return (self._data / "postmaster.pid").read_text().splitlines()
         return []
+
+
+def initdb(server: OwnPostgres, *options: str) -> None:
+    """A new data directory."""
+    server.run(
+        *("initdb", "-D", str(server.data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C"),
+        *("--no-sync", "--no-instructions", *options),
+    )
 
 
 def start_postgres(
