@@ -8,7 +8,7 @@ Hook points, each with group, topic, partition, first, next and epoch: `consumer
 `consumer.batch.committed`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -17,13 +17,16 @@ from sqlalchemy import Connection, Engine, Transaction, text
 from sqlalchemy.orm import Session, sessionmaker
 
 from outbox import hooks
-from outbox.consumer import handlers
+from outbox.consumer import handlers, parked
 from outbox.consumer.claim import Claim
+from outbox.consumer.handlers import Run
 from outbox.consumer.outcome import Committed, Failed, Outcome, Overtaken, Unknown, outcome_is_unknown
-from outbox.consumer.record import Polled
+from outbox.consumer.parked import State, TooManyParked
+from outbox.consumer.record import Polled, headers_of
 from outbox.consumer.sift import Sieve, Sifted
 from outbox.consumer.watermark import Marks
-from outbox.errors import ConfigurationError, OutboxError
+from outbox.errors import ConfigurationError, OutboxError, UndecodableRecord
+from outbox.record import SEQ
 
 # Promise: at most one transaction ever moves the offset away from :expected, and only while nobody claimed
 # the partition after us. It locks the row until the end, so a claim waits for results or rollback. The
@@ -51,12 +54,13 @@ class TransactionSpoiled(OutboxError):
 class Batch:
     """Neighbouring records of one partition, with the claim they were polled under.
 
-    marks: what was applied before. expected: where the row's offset must stand. next: where it stands
-    afterwards.
+    marks: what was applied before. parked: how many records of the partition wait in the database.
+    expected: where the row's offset must stand. next: where it stands afterwards.
     """
 
     claim: Claim
     marks: Marks
+    parked: int
     expected: int
     next: int
     messages: Sequence[Polled]
@@ -71,6 +75,7 @@ class BatchRunner:
     sieve: Sieve
     owner: str
     idle_timeout: timedelta
+    max_parked: int
 
     def run(self, batches: Sequence[Batch]) -> list[Outcome]:
         """Try them once, in one transaction: all are committed or none is. Returns an outcome each."""
@@ -81,34 +86,66 @@ class BatchRunner:
             connection = self.engine.connect()
         except Exception as error:
             return [Failed(error)] * len(batches)
+        queued = [0] * len(batches)
+
+        def apply() -> None:
+            self._apply(connection, batches, sifted, queued)
+
         with connection:
-            failure = self._transact(connection, batches, sifted, facts)
+            failure = self._transact(connection, batches, [each.marks for each in sifted], facts, apply)
         if failure is not None:
             return [failure] * len(batches)
         outcomes: list[Outcome] = []
-        for batch, done, known in zip(batches, sifted, facts, strict=True):
-            outcomes.append(Committed(batch.next, done.marks, done.applied, done.repeats, done.skipped))
-            hooks.fire("consumer.batch.committed", **known, applied=done.applied, repeats=done.repeats)
+        for batch, done, waiting, known in zip(batches, sifted, queued, facts, strict=True):
+            applied = done.applied - waiting
+            outcomes.append(Committed(batch.next, done.marks, applied, done.repeats, done.skipped, waiting))
+            hooks.fire("consumer.batch.committed", **known, applied=applied, repeats=done.repeats)
         return outcomes
 
+    def park(self, batch: Batch, error: str, attempts: int) -> Outcome:
+        """Store the batch's one record as failed and move the offset past it, in one transaction."""
+        if batch.parked >= self.max_parked:
+            return Failed(
+                TooManyParked(
+                    f"{batch.parked} records are parked already, as many as max_parked allows; release or "
+                    f"discard them first: outbox-relay consumers parked list; {error}"
+                )
+            )
+        marks = _marks_behind(batch)
+        facts = [_facts(batch)]
+        try:
+            connection = self.engine.connect()
+        except Exception as unreachable:
+            return Failed(unreachable)
+
+        def store() -> None:
+            parked.park(connection, batch.claim, batch.messages, State.FAILED, error=error, attempts=attempts)
+
+        with connection:
+            failure = self._transact(connection, [batch], [marks], facts, store)
+        if failure is not None:
+            return failure
+        hooks.fire("consumer.parked", **facts[0], error=error)
+        return Committed(batch.next, marks, 0, 0, 0, parked=1)
+
     def _transact(
-        self, connection: Connection, batches: Sequence[Batch], sifted: Sequence[Sifted], facts: list[Facts]
+        self,
+        connection: Connection,
+        batches: Sequence[Batch],
+        marks: Sequence[Marks],
+        facts: list[Facts],
+        work: Callable[[], None],
     ) -> Overtaken | Unknown | Failed | None:
-        """None when it is committed."""
+        """Move the offsets, do the work, commit. None when it is committed."""
         committing = False
         try:
             transaction = connection.begin()
-            if not self._advance(connection, batches, sifted):
+            if not self._advance(connection, batches, marks):
                 transaction.rollback()
                 return Overtaken()
             _fire("consumer.batch.advanced", facts)
-            # The transaction is ours: a handler's session.commit() flushes, its session.rollback() fails the
-            # batch.
-            with self.sessions(bind=connection, join_transaction_mode="rollback_only") as session:
-                _check_bound(session, connection)
-                handlers.apply(session, (run for each in sifted for run in each.runs))
-                session.commit()
-            _check_still_open(connection, transaction)
+            work()
+            check_still_open(connection, transaction)
             _fire("consumer.batch.before_commit", facts)
             committing = True
             transaction.commit()
@@ -120,7 +157,20 @@ class BatchRunner:
             return Failed(error)
         return None
 
-    def _advance(self, connection: Connection, batches: Sequence[Batch], sifted: Sequence[Sifted]) -> bool:
+    def _apply(
+        self, connection: Connection, batches: Sequence[Batch], sifted: Sequence[Sifted], queued: list[int]
+    ) -> None:
+        """Call the handlers, except for what waits behind parked records; `queued` learns how many do."""
+        runs: list[Run] = []
+        for number, (batch, done) in enumerate(zip(batches, sifted, strict=True)):
+            free = done.runs
+            if batch.parked:
+                room = self.max_parked - batch.parked
+                free, queued[number] = parked.queue(connection, batch.claim, free, room=room)
+            runs += free
+        apply_runs(self.sessions, connection, runs)
+
+    def _advance(self, connection: Connection, batches: Sequence[Batch], marks: Sequence[Marks]) -> bool:
         """Several statements travel in one pipeline."""
         changed = connection.execute(
             ADVANCE,
@@ -132,14 +182,38 @@ class BatchRunner:
                     "expected": batch.expected,
                     "next": batch.next,
                     "epoch": batch.claim.epoch,
-                    "sources": done.marks.dump(),
+                    "sources": known.dump(),
                     "owner": self.owner,
                     "idle": str(int(self.idle_timeout.total_seconds() * 1000)),
                 }
-                for batch, done in zip(batches, sifted, strict=True)
+                for batch, known in zip(batches, marks, strict=True)
             ],
         )
         return changed.rowcount == len(batches)
+
+
+def apply_runs(sessions: sessionmaker[Session], connection: Connection, runs: Iterable[Run]) -> None:
+    """Call handlers in the connection's transaction, which stays the caller's.
+
+    A handler's session.commit() flushes, its session.rollback() fails the batch.
+    """
+    with sessions(bind=connection, join_transaction_mode="rollback_only") as session:
+        _check_bound(session, connection)
+        handlers.apply(session, runs)
+        session.commit()
+
+
+def _marks_behind(batch: Batch) -> Marks:
+    """The marks once the batch's records are done with, as far as their headers can be read."""
+    marks = batch.marks.copy()
+    for message in batch.messages:
+        seq = next((value for name, value in headers_of(message) if name == SEQ), None)
+        try:
+            if seq is not None:
+                marks.admit_encoded(seq)
+        except UndecodableRecord:
+            pass  # what no relay wrote leaves no mark
+    return marks
 
 
 def _facts(batch: Batch) -> Facts:
@@ -166,7 +240,7 @@ def _check_bound(session: Session, connection: Connection) -> None:
         )
 
 
-def _check_still_open(connection: Connection, transaction: Transaction) -> None:
+def check_still_open(connection: Connection, transaction: Transaction) -> None:
     """PostgreSQL answers COMMIT of a failed transaction with ROLLBACK and no error, so look before."""
     if not transaction.is_active:
         raise TransactionSpoiled(

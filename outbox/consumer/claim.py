@@ -27,7 +27,7 @@ SET owner_epoch = owner_epoch + 1, owner = :owner, backend_pid = pg_backend_pid(
 WHERE grp = :grp AND topic = :topic AND partition = :partition
   AND (cluster_id = :cluster_id) IS NOT FALSE AND (topic_id = :topic_id) IS NOT FALSE
   AND set_config('synchronous_commit', 'on', true) = 'on'
-RETURNING owner_epoch, next_offset, sources::text
+RETURNING owner_epoch, next_offset, sources::text, parked
 """)
 
 # Promise: a partition's first offset is written once, whoever comes first.
@@ -55,6 +55,7 @@ class Claim:
     epoch: int
     next_offset: int
     marks: Marks
+    parked: int
     identity: TopicIdentity
 
 
@@ -121,6 +122,7 @@ class Claimer:
                 epoch=row[0],
                 next_offset=row[1],
                 marks=Marks.load(row[2]),
+                parked=row[3],
                 identity=identity,
             )
 

@@ -9,8 +9,8 @@
     consumer.run(threads=3)
 
 A handler that returns has its results stored; one that raises has them rolled back. `Retry` keeps the record
-and tries it again, `Reject` stops its partition there until a person has mended it. What a handler does
-outside this database may happen more than once.
+and tries it again, `Reject` parks it: later records of its key wait behind it, everything else goes on.
+What a handler does outside this database may happen more than once.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ from outbox.consumer.health import Health
 from outbox.consumer.member import Member, Setup, client
 from outbox.consumer.properties import admin_properties, consumer_properties
 from outbox.consumer.readiness import wait_for_database, wait_for_topics
-from outbox.consumer.settings import Settings, Start, Unknown
+from outbox.consumer.settings import Poison, Settings, Start, Unknown
 from outbox.consumer.stopping import Stop
 from outbox.errors import ConfigurationError
 from outbox.event import Event
@@ -60,6 +60,8 @@ class Consumer:
         start: Start = _DEFAULTS.start,
         unknown: Unknown = _DEFAULTS.unknown,
         attempts: int = _DEFAULTS.attempts,
+        poison: Poison = _DEFAULTS.poison,
+        max_parked: int = _DEFAULTS.max_parked,
         claim_patience: timedelta = _DEFAULTS.claim_patience,
         idle_timeout: timedelta = _DEFAULTS.idle_timeout,
         identity_check: timedelta = _DEFAULTS.identity_check,
@@ -82,6 +84,8 @@ class Consumer:
                 start=start,
                 unknown=unknown,
                 attempts=attempts,
+                poison=poison,
+                max_parked=max_parked,
                 claim_patience=claim_patience,
                 idle_timeout=idle_timeout,
                 identity_check=identity_check,

@@ -8,12 +8,13 @@ from outbox.consumer.partition import Status
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartitionHealth:
     """One partition. next_offset: the first offset not applied yet, None while
-    it is not ours. reason: why it does not read, if so."""
+    it is not ours. parked: records of it that wait in the database. reason: why it does not read, if so."""
 
     topic: str
     partition: int
     status: Status
     next_offset: int | None
+    parked: int
     reason: str | None
 
 

@@ -2,7 +2,8 @@
 
 Hook points fired in this thread: `consumer.assigned`, `consumer.revoked` (lost: without being asked),
 `consumer.claimed`, `consumer.polled`, `consumer.batch.*`, `consumer.jump`, `consumer.fenced`,
-`consumer.retrying`, `consumer.stopped`, `consumer.rebuilt`; `consumer.blocker_terminated` in a helper thread.
+`consumer.retrying`, `consumer.parked`, `consumer.released`, `consumer.failed_again`, `consumer.discarded`,
+`consumer.stopped`, `consumer.rebuilt`; `consumer.blocker_terminated` in a helper thread.
 """
 
 import logging
@@ -30,6 +31,7 @@ from outbox.consumer.mirror import Mirror
 from outbox.consumer.notice import Notice
 from outbox.consumer.partition import Partition
 from outbox.consumer.properties import admin_properties, is_incremental
+from outbox.consumer.redrive import Redrive
 from outbox.consumer.settings import Settings, owner
 from outbox.consumer.sift import Sieve
 from outbox.consumer.takeover import Takeover
@@ -104,9 +106,18 @@ class Member:
             sieve=self._sieve,
             owner=self._owner,
             idle_timeout=settings.idle_timeout,
+            max_parked=settings.max_parked,
         )
         self._work = Work(
-            self._assignment, runner, setup.group, size=settings.batch_size, attempts=settings.attempts
+            self._assignment,
+            runner,
+            setup.group,
+            size=settings.batch_size,
+            attempts=settings.attempts,
+            poison=settings.poison,
+        )
+        self._redrive = Redrive(
+            setup.engine, setup.sessions, self._sieve, str(int(settings.idle_timeout.total_seconds() * 1000))
         )
         self._client.subscribe(
             setup.handlers.topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
@@ -122,6 +133,8 @@ class Member:
             drained = self._intake.poll(self._patience(timeout))
             self._raise_failure()
             done = self._run_ready(drained)
+            self._applied += self._redrive.run_once(self._assignment.partitions.values())
+            self._work.give_back(self._assignment.partitions.values())
             if self._vigil.tick() or done:
                 self._reach.over("the Kafka brokers are reached again")
         except ClientDied as error:
@@ -163,6 +176,7 @@ class Member:
                     partition=p.number,
                     status=p.status,
                     next_offset=None if p.claim is None else p.expected,
+                    parked=p.parked,
                     reason=p.reason,
                 )
                 for p in self._assignment.partitions.copy().values()

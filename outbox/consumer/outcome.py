@@ -7,19 +7,21 @@ import psycopg
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from outbox.consumer.parked import TooManyParked
 from outbox.consumer.watermark import Marks
-from outbox.errors import ConfigurationError, Reject, Retry, UndecodableRecord
+from outbox.errors import CatalogError, ConfigurationError, Reject, Retry, UndecodableRecord
 
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """Results, emitted events, offset and marks are in the database."""
+    """Results, emitted events, offset and marks are in the database; `parked` records wait there."""
 
     next_offset: int
     marks: Marks
     applied: int
     repeats: int
     skipped: int
+    parked: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +60,15 @@ class Try:
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """No further try can succeed."""
+    """No further try of this record can succeed."""
 
 
-Verdict = Wait | Try | GiveUp
+@dataclass(frozen=True, slots=True)
+class Halt:
+    """The consumer is at fault, not the record: others would fail like it."""
+
+
+Verdict = Wait | Try | GiveUp | Halt
 
 _CONNECTION = ("08", "57", "58", "XX")
 _PASSING = (*_CONNECTION, "40", "53", "55", "25006")
@@ -75,8 +82,10 @@ def judge(error: BaseException) -> Verdict:
     match error:
         case Retry():
             return Wait(error.after or timedelta(0))
-        case Reject() | UndecodableRecord() | ConfigurationError():
+        case Reject() | UndecodableRecord():
             return GiveUp()
+        case ConfigurationError() | CatalogError() | TooManyParked():
+            return Halt()
     return Wait() if passes(error) else Try()
 
 
@@ -113,3 +122,10 @@ def sqlstate(error: BaseException) -> str | None:
     cause = error.orig if isinstance(error, DBAPIError) else error
     state = getattr(cause, "sqlstate", None)
     return state if isinstance(state, str) else None
+
+
+def brief(error: BaseException) -> str:
+    """The error in one line, for people."""
+    cause = getattr(error, "orig", None) or error
+    text = (str(cause).strip().splitlines() or [""])[0]
+    return f"{type(cause).__name__}: {text}" if text else type(cause).__name__

@@ -34,12 +34,13 @@ class Partition:
     """One assigned partition.
 
     claim: our right to move its offset; None until claimed (again). expected: the row's next_offset.
+    parked: records of it that wait in the database; nobody else changes that while the claim holds.
     position: the offset the next polled record should have. fresh: nothing was polled since it was
-    positioned. doubted: the offset a first record had beyond `position`, not believed yet. verified: its
-    topic was seen to be the claimed one after records were polled there. polled: records not run yet; rounds:
-    for how many rounds they wait. singly: how many records are to be run one by one. tries: of the first
-    record. failures: in a row, for the backoff. due: monotonic time before which it rests. reason: why it
-    does not read.
+    positioned. fenced: its row is not as we knew it, claim it again. doubted: the offset a first record had
+    beyond `position`, not believed yet. verified: its topic was seen to be the claimed one after records were
+    polled there. polled: records not run yet; rounds: for how many rounds they wait. singly: how many records
+    are to be run one by one. tries: of the first record. failures: in a row, for the backoff. due: monotonic
+    time before which it rests. reason: why it does not read.
     """
 
     topic: str
@@ -47,9 +48,11 @@ class Partition:
     claim: Claim | None = None
     marks: Marks = field(default_factory=Marks)
     expected: int = 0
+    parked: int = 0
     position: int = 0
     fresh: bool = True
     doubted: int | None = None
+    fenced: bool = False
     verified: bool = False
     polled: list[Polled] = field(default_factory=list)
     rounds: int = 0
@@ -81,10 +84,12 @@ class Partition:
         self.claim = claim
         self.marks = claim.marks
         self.expected = claim.next_offset
+        self.parked = claim.parked
         self.singly = self.tries = self.failures = 0
         self.due = 0.0
         self.reason = None
         self.doubted = None
+        self.fenced = False
         self.rewind()
 
     def rewind(self) -> None:
@@ -144,7 +149,12 @@ class Partition:
         last = messages[-1].offset()
         assert last is not None
         return Batch(
-            claim=self.claim, marks=self.marks, expected=self.expected, next=last + 1, messages=messages
+            claim=self.claim,
+            marks=self.marks,
+            parked=self.parked,
+            expected=self.expected,
+            next=last + 1,
+            messages=messages,
         )
 
     def committed(self, batch: Batch, outcome: Committed) -> None:
@@ -152,6 +162,7 @@ class Partition:
         del self.polled[: len(batch.messages)]
         self.marks = outcome.marks
         self.expected = outcome.next_offset
+        self.parked += outcome.parked
         self.singly = max(0, self.singly - len(batch.messages))
         self.tries = self.failures = self.rounds = 0
         self.due = 0.0

@@ -9,7 +9,8 @@ from typing import Literal
 from outbox.errors import ConfigurationError
 
 Start = Literal["earliest", "latest"]
-Unknown = Literal["skip", "stop"]
+Unknown = Literal["skip", "park", "stop"]
+Poison = Literal["park", "stop"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,10 +20,14 @@ class Settings:
     batch_size: records applied in one transaction at most. More is faster and repeats more work after a
         failure.
     start: where a partition begins that this group has never read; later the database's offset decides.
-    unknown: what becomes of a record whose type has no handler: skip it (said once a type), or stop its
-        partition.
-    attempts: how often a record is tried, each time alone, before an unexpected exception stops its
-        partition. Database failures that pass and `Retry` are tried without limit and do not count.
+    unknown: what becomes of a record whose type has no handler: skip it (said once a type), park it, or stop
+        its partition.
+    attempts: how often a record is tried, each time alone, before an unexpected exception makes it poison.
+        Database failures that pass and `Retry` are tried without limit and do not count.
+    poison: what becomes of a record that can never succeed: park it, so that only later records of its key
+        wait behind it, or stop its partition.
+    max_parked: how many records of one partition may be parked or wait behind parked ones; the next one
+        stops the partition, because then the handler is at fault and not a record.
     claim_patience: how long taking over a partition waits for a transaction of its former owner before that
         owner's connection is terminated.
     idle_timeout: how long a batch's transaction may wait for its own process before PostgreSQL ends it, so
@@ -38,6 +43,8 @@ class Settings:
     start: Start = "earliest"
     unknown: Unknown = "skip"
     attempts: int = 3
+    poison: Poison = "park"
+    max_parked: int = 1000
     claim_patience: timedelta = timedelta(seconds=2)
     idle_timeout: timedelta = timedelta(seconds=60)
     identity_check: timedelta = timedelta(seconds=5)
@@ -45,11 +52,15 @@ class Settings:
     wait_for_topics: timedelta = timedelta(seconds=10)
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "attempts"):
+        for name in ("batch_size", "attempts", "max_parked"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ConfigurationError(f"{name} is {value!r}; it must be an integer from 1 on")
-        for name, allowed in (("start", ("earliest", "latest")), ("unknown", ("skip", "stop"))):
+        for name, allowed in (
+            ("start", ("earliest", "latest")),
+            ("unknown", ("skip", "park", "stop")),
+            ("poison", ("park", "stop")),
+        ):
             if getattr(self, name) not in allowed:
                 raise ConfigurationError(
                     f"{name}={getattr(self, name)!r} is none of {', '.join(map(repr, allowed))}"

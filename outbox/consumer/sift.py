@@ -8,7 +8,7 @@ from outbox.consumer.handlers import Handlers, Route, Run
 from outbox.consumer.record import Polled, headers_of
 from outbox.consumer.settings import Unknown
 from outbox.consumer.watermark import Marks
-from outbox.errors import Reject
+from outbox.errors import ConfigurationError, Reject
 from outbox.record import SEQ, TYPE
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,8 @@ class Sieve:
         self._said: set[tuple[str, str]] = set()
 
     def sift(self, topic: str, messages: Sequence[Polled], marks: Marks) -> Sifted:
-        """`marks` stays as it is. Raises UndecodableRecord or Reject for a record that can never pass."""
+        """`marks` stays as it is. Raises UndecodableRecord or Reject for a record that
+        can never pass, ConfigurationError where it stops its partition."""
         marks = marks.copy()
         routes = self._handlers.routes(topic)
         other = routes.get(None)
@@ -67,13 +68,26 @@ class Sieve:
                 last = route
         return Sifted(runs, marks, len(messages) - repeats - skipped, repeats, skipped)
 
+    def route(self, topic: str, message: Polled) -> Run | None:
+        """Where a parked record goes, whose number was looked at when it was read; None: nobody wants it."""
+        type_ = next((value for name, value in headers_of(message) if name == TYPE), None)
+        routes = self._handlers.routes(topic)
+        route = routes.get(type_, routes.get(None))
+        if route is None:
+            self._refuse(topic, type_)
+        elif route.handler.tombstones or message.value() is not None:
+            return Run(route, [message])
+        return None
+
     def _refuse(self, topic: str, type_: bytes | None) -> None:
         what = "no type header" if type_ is None else f"type {type_.decode('utf-8', 'replace')}"
         if self._unknown == "stop":
-            raise Reject(
+            raise ConfigurationError(
                 f"a record with {what} on topic {topic} has no handler; register one with @consumer.on, "
                 "or let such records pass with unknown='skip'"
             )
+        if self._unknown == "park":
+            raise Reject(f"a record with {what} on topic {topic} has no handler yet")
         self._say(topic, f"records with {what}", "no handler is registered for it")
 
     def _say(self, topic: str, what: str, why: str) -> None:

@@ -12,14 +12,17 @@ from outbox.consumer.outcome import (
     Committed,
     Failed,
     GiveUp,
+    Halt,
     Outcome,
     Overtaken,
     Try,
     Unknown,
     Wait,
+    brief,
     judge,
 )
 from outbox.consumer.partition import Partition
+from outbox.consumer.settings import Poison
 from outbox.errors import Retry
 
 log = logging.getLogger(__name__)
@@ -33,13 +36,21 @@ class Work:
     """Batches of one member."""
 
     def __init__(
-        self, assignment: Assignment, runner: BatchRunner, group: str, *, size: int, attempts: int
+        self,
+        assignment: Assignment,
+        runner: BatchRunner,
+        group: str,
+        *,
+        size: int,
+        attempts: int,
+        poison: Poison,
     ) -> None:
         self._assignment = assignment
         self._runner = runner
         self._group = group
         self._size = size
         self._attempts = attempts
+        self._poison_policy = poison
         self.applied = 0
 
     def run(self, partitions: Iterable[Partition]) -> int:
@@ -70,13 +81,19 @@ class Work:
                 self._overtaken(partition, batch)
             case Unknown(error):
                 self._leave(
-                    partition, f"the answer to COMMIT was lost ({_brief(error)}); the database will tell", 0.0
+                    partition, f"the answer to COMMIT was lost ({brief(error)}); the database will tell", 0.0
                 )
             case Failed(error):
                 self._failed(partition, batch, error)
             case _:
                 assert_never(outcome)
         return 0
+
+    def give_back(self, partitions: Iterable[Partition]) -> None:
+        """Claim again what turned out to be somebody else's, or whose row is unknown."""
+        for partition in partitions:
+            if partition.fenced and partition.claim is not None:
+                self._leave(partition, "its row is not as we knew it", backoff.seconds(backoff.FENCED, 1))
 
     def _overtaken(self, partition: Partition, batch: Batch) -> None:
         hooks.fire(
@@ -104,7 +121,7 @@ class Work:
             log.info(
                 "%s[%s]: %s; running %s records one by one",
                 *partition.key,
-                _brief(error),
+                brief(error),
                 len(batch.messages),
             )
             partition.singly = len(batch.messages)
@@ -112,21 +129,45 @@ class Work:
             self._assignment.pause(partition)
             return
         offset = batch.expected if len(batch.messages) > 1 else batch.next - 1
-        what = f"the record at offset {offset} failed: {_brief(error)}"
+        what = f"the record at offset {offset} failed: {brief(error)}"
         match verdict:
-            case GiveUp():
+            case Halt():
                 self._assignment.stop(partition, what)
+            case GiveUp():
+                self._poison(partition, batch, error, what)
             case Wait(at_least):
                 self._rest(partition, what, at_least.total_seconds())
             case Try():
                 partition.tries += 1
                 if partition.tries >= self._attempts:
                     log.error("%s[%s]: %s", *partition.key, what, exc_info=error)
-                    self._assignment.stop(partition, f"{what} ({partition.tries} attempts)")
+                    self._poison(partition, batch, error, f"{what} ({partition.tries} attempts)")
                 else:
                     self._rest(partition, what, 0.0)
             case _:
                 assert_never(verdict)
+
+    def _poison(self, partition: Partition, batch: Batch, error: Exception, what: str) -> None:
+        """The record can never succeed as it is: out of the way of all but its own key."""
+        if self._poison_policy == "stop":
+            self._assignment.stop(partition, what)
+            return
+        outcome = self._runner.park(batch, brief(error), max(1, partition.tries))
+        match outcome:
+            case Failed(refused):
+                if isinstance(judge(refused), Halt):
+                    self._assignment.stop(partition, brief(refused))
+                else:
+                    self._rest(partition, f"{what}; it could not be parked: {brief(refused)}", 0.0)
+            case _:
+                self._conclude(partition, batch, outcome)
+        if isinstance(outcome, Committed):
+            log.error(
+                "%s[%s]: %s; it is parked with all later records of its key, everything else goes on; see "
+                "outbox-relay consumers parked list",
+                *partition.key,
+                what,
+            )
 
     def _rest(self, partition: Partition, reason: str, at_least: float) -> None:
         wait = max(at_least, backoff.seconds(backoff.FAILURE, partition.failures + 1))
@@ -178,9 +219,3 @@ def _hold_for_all(outcomes: Sequence[Outcome]) -> bool:
 def _database_failed(error: Exception) -> bool:
     """It may pass, and no handler asked for it."""
     return isinstance(judge(error), Wait) and not isinstance(error, Retry)
-
-
-def _brief(error: BaseException) -> str:
-    cause = getattr(error, "orig", None) or error
-    text = (str(cause).strip().splitlines() or [""])[0]
-    return f"{type(cause).__name__}: {text}" if text else type(cause).__name__

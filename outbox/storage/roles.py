@@ -52,6 +52,7 @@ _TABLES = (
     "outbox_identity",
     "outbox_schema",
     "consumer_offset",
+    "consumer_parked",
 )
 
 
@@ -119,6 +120,7 @@ def _relay(role: str) -> list[str]:
 def _consumer(role: str) -> list[str]:
     return [
         f"GRANT SELECT, INSERT, UPDATE ON consumer_offset TO {role}",
+        f"GRANT SELECT, INSERT, UPDATE, DELETE ON consumer_parked TO {role}",
         f"GRANT SELECT ON outbox_schema TO {role}",
         *_settings(role, CONSUMER_SETTINGS),
     ]

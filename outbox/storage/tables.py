@@ -26,7 +26,7 @@ from sqlalchemy import (
     Uuid,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.dialects.postgresql.base import ischema_names
 from sqlalchemy.types import UserDefinedType
 
@@ -174,7 +174,40 @@ consumer_offset = Table(
     Column("backend_pid", Integer),
     Column("sources", JSONB, nullable=False, server_default=text("'{}'")),
     Column("updated_at", _timestamp, nullable=False, server_default=_now),
+    Column("parked", Integer, nullable=False, server_default=text("0")),
     PrimaryKeyConstraint("grp", "topic", "partition"),
+)
+
+consumer_parked = Table(
+    "consumer_parked",
+    metadata,
+    Column("grp", Text, nullable=False),
+    Column("topic", Text, nullable=False),
+    Column("partition", Integer, nullable=False),
+    Column("record_offset", BigInteger, nullable=False),
+    Column("key", LargeBinary),
+    Column("value", LargeBinary),
+    Column("header_names", ARRAY(Text), nullable=False),
+    Column("header_values", ARRAY(LargeBinary), nullable=False),
+    Column("timestamp_kind", SmallInteger, nullable=False),
+    Column("timestamp_ms", BigInteger, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("error", Text),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("parked_at", _timestamp, nullable=False, server_default=_now),
+    Column("wish", Text),
+    Column("reason", Text),
+    Column("wished_by", Text),
+    Column("wished_at", _timestamp),
+    PrimaryKeyConstraint("grp", "topic", "partition", "record_offset"),
+    Index(
+        "consumer_parked_key",
+        "grp",
+        "topic",
+        "partition",
+        "key",
+        postgresql_where=text("state <> 'discarded'"),
+    ),
 )
 
 outbox_schema = Table("outbox_schema", metadata, Column("version", Integer, nullable=False))

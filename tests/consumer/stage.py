@@ -146,7 +146,7 @@ class Stage:
         partition: int = 0,
         seq: str | None = None,
         type_: str | None = "thing.done.v1",
-        key: str = "k",
+        key: str | None = "k",
         topic: str | None = None,
     ) -> None:
         """One record; `flush` afterwards."""
@@ -232,6 +232,11 @@ class Stage:
     def sql(self, statement: str, **values: Any) -> None:
         with self.engine.begin() as connection:
             connection.execute(text(statement), values)
+
+    def rows(self, query: str) -> list[tuple[Any, ...]]:
+        """What the database answers."""
+        with self.engine.connect() as connection:
+            return [tuple(row) for row in connection.execute(text(query))]
 
     def all_there(self) -> bool:
         """Are all effects stored (or more)?"""

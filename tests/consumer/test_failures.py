@@ -124,8 +124,8 @@ def test_work_that_a_handler_only_prepares_is_not_taken_for_done(build: StageFac
     assert stage.offset() == 0
 
 
-def test_reject_stops_the_partition_before_the_record(stage: Stage, seen: Witness) -> None:
-    faulty = Faulty(stage)
+def test_reject_can_stop_the_partition_before_the_record(stage: Stage, seen: Witness) -> None:
+    faulty = Faulty(stage, poison="stop")
     faulty.faults["1.3"] = [Reject("an order of nobody")]
     stage.send(30)
     with running(faulty.consumer):
@@ -141,9 +141,9 @@ def test_reject_stops_the_partition_before_the_record(stage: Stage, seen: Witnes
     assert stage.faults() == []
 
 
-def test_an_unexpected_error_is_tried_so_often_and_then_stops(build: StageFactory, seen: Witness) -> None:
+def test_an_unexpected_error_is_tried_so_often_and_then_poison(build: StageFactory, seen: Witness) -> None:
     stage = build(partitions=1)
-    faulty = Faulty(stage, attempts=2)
+    faulty = Faulty(stage, attempts=2, poison="stop")
     faulty.faults["0.5"] = [ZeroDivisionError("1/0")]
     stage.send(10)
     with running(faulty.consumer):
@@ -186,9 +186,9 @@ def test_failures_of_the_database_are_tried_without_limit(build: StageFactory, e
     assert stage.faults() == []
 
 
-def test_a_record_that_is_no_event_stops_the_partition(build: StageFactory, seen: Witness) -> None:
+def test_a_record_that_is_no_event_is_poison(build: StageFactory, seen: Witness) -> None:
     stage = build(partitions=1)
-    consumer, _ = counting(stage)
+    consumer, _ = counting(stage, poison="stop")
     for value in ('{"n": 1}', '{"n": 2}', '{"n": "many"}', '{"n": 4}'):
         stage.put(value, type_="thing.counted.v1")
     stage.flush()
@@ -199,9 +199,9 @@ def test_a_record_that_is_no_event_stops_the_partition(build: StageFactory, seen
     assert stage.offset() == 2
 
 
-def test_a_forged_sequence_header_stops_the_partition(build: StageFactory, seen: Witness) -> None:
+def test_a_forged_sequence_header_is_poison(build: StageFactory, seen: Witness) -> None:
     stage = build(partitions=1)
-    consumer, _ = counting(stage)
+    consumer, _ = counting(stage, poison="stop")
     stage.put('{"n": 1}', type_="thing.counted.v1", seq="s/1/0:1.1")
     stage.put('{"n": 2}', type_="thing.counted.v1", seq="nonsense")
     stage.flush()
@@ -210,8 +210,8 @@ def test_a_forged_sequence_header_stops_the_partition(build: StageFactory, seen:
     assert stage.offset() == 1
 
 
-def counting(stage: Stage) -> tuple[Consumer, list[int]]:
-    consumer, got = stage.consumer(), []
+def counting(stage: Stage, **settings: Any) -> tuple[Consumer, list[int]]:
+    consumer, got = stage.consumer(**settings), []
 
     @consumer.on(Counted, topic=stage.topic)
     def handle(session: Session, event: Counted) -> None:
@@ -222,7 +222,7 @@ def counting(stage: Stage) -> tuple[Consumer, list[int]]:
 
 def test_a_handler_cannot_commit_part_of_a_batch(build: StageFactory, seen: Witness) -> None:
     stage = build(partitions=1)
-    consumer = stage.consumer()
+    consumer = stage.consumer(poison="stop")
 
     @consumer.on(topic=stage.topic)
     def handle(session: Session, value: bytes, record: Record) -> None:
@@ -240,7 +240,7 @@ def test_a_handler_cannot_commit_part_of_a_batch(build: StageFactory, seen: Witn
 
 def test_a_handler_that_rolls_back_and_returns_is_an_error(build: StageFactory, seen: Witness) -> None:
     stage = build(partitions=1)
-    consumer = stage.consumer(attempts=1)
+    consumer = stage.consumer(attempts=1, poison="stop")
 
     @consumer.on(topic=stage.topic)
     def handle(session: Session, value: bytes, record: Record) -> None:
@@ -255,7 +255,7 @@ def test_a_handler_that_rolls_back_and_returns_is_an_error(build: StageFactory, 
 
 def test_a_handler_that_swallows_a_database_error_is_an_error(build: StageFactory, seen: Witness) -> None:
     stage = build(partitions=1)
-    consumer = stage.consumer(attempts=1)
+    consumer = stage.consumer(attempts=1, poison="stop")
 
     @consumer.on(topic=stage.topic)
     def handle(session: Session, value: bytes, record: Record) -> None:

@@ -153,7 +153,7 @@ def watch(consumer: Consumer) -> None:
 
 def test_a_poison_stops_its_own_partition_alone(stage: Stage, seen: Witness) -> None:
     shared = Shared(seen)
-    consumer = stage.consumer()
+    consumer = stage.consumer(poison="stop")
 
     @consumer.on(topic=stage.topic)
     def handle(session: Session, value: bytes, record: Record) -> None:
