@@ -20,6 +20,7 @@ COMMANDS = {
     "shards": "relay.cli.shards:shards",
     "rebase": "relay.cli.rebase:rebase",
     "consume": "relay.cli.consume:consume",
+    "consumers": "relay.cli.consumers:consumers",
     "demo": "relay.cli.demo:demo",
 }
 """Command → where it lives. Imported only when asked for: a daemon does not load the demo."""

@@ -1,10 +1,12 @@
 """A poison record holds up its own key only; behind it the order stays, and everything runs exactly once."""
 
+import json
 import random
 from collections import defaultdict
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from sqlalchemy import create_engine, text
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -12,6 +14,7 @@ from outbox import Reject, Retry
 from outbox.consumer import Consumer, Record, parked, wishes
 from outbox.consumer.wishes import Place
 from outbox.errors import ConfigurationError
+from relay.cli import main
 from tests.consumer.conftest import StageFactory
 from tests.consumer.stage import Stage, Witness, eventually, running
 from tests.consumer.test_failures import Counted
@@ -290,3 +293,33 @@ def _take_over_or_break(stage: Stage, chance: random.Random) -> None:
                     WHERE datname = current_database() AND application_name = :name"""),
                 {"name": BREAKABLE},
             )
+
+
+def test_the_commands_list_show_release_and_discard(keyed: Keyed) -> None:
+    keyed.bad |= {"a:1": Reject("bad"), "b:1": Reject("worse")}
+    keyed.put("a:1", "a:2", "b:1")
+    at = ["--group", keyed.stage.group, "--topic", keyed.stage.topic, "--partition", "0"]
+
+    def command(*arguments: str) -> tuple[int, str]:
+        done = CliRunner().invoke(main, ["consumers", *arguments, "--database-url", keyed.stage.url])
+        return done.exit_code, done.output
+
+    with running(keyed.consumer):
+        eventually(lambda: keyed.counted() == 3)
+        code, said = command("parked", "list", "--group", keyed.stage.group, "--json")
+        assert (code, [row["record_offset"] for row in json.loads(said)]) == (1, [0, 2])
+        code, said = command("parked", "show", *at, "--offset", "0", "--json")
+        assert (code, json.loads(said)["value"], json.loads(said)["error"]) == (0, "a:1", "Reject: bad")
+        assert command("list")[1].count("3 parked") == 1
+        keyed.bad.clear()
+        code, said = command("parked", "release", *at, "--offset", "0")
+        assert (code, "add --yes" in said) == (0, True)
+        assert keyed.counted() == 3
+        assert command("parked", "release", *at, "--offset", "0", "--yes")[0] == 0
+        eventually(lambda: keyed.counted() == 1)
+        assert command("parked", "discard", *at, "--offset", "2", "--reason", "gone", "--yes")[0] == 0
+        eventually(lambda: keyed.counted() == 0)
+        code, said = command("parked", "release", *at, "--offset", "9", "--yes")
+        assert (code, "nothing is parked" in said) == (3, True)
+    assert command("parked", "list")[0] == 0
+    assert keyed.stage.effects() == ["a:1", "a:2"]
