@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from outbox.async_transaction import AsyncOutbox
+    from outbox.cancellation import cancel
     from outbox.emission import emit
     from outbox.errors import (
         CatalogError,
@@ -50,6 +51,7 @@ __all__ = [
     "SchemaError",
     "Serializer",
     "UndecodableRecord",
+    "cancel",
     "ddl",
     "emit",
     "roles",
@@ -61,6 +63,7 @@ _HOMES = {
     "Event": "outbox.event",
     "Outbox": "outbox.transaction",
     "Serializer": "outbox.serializers",
+    "cancel": "outbox.cancellation",
     "emit": "outbox.emission",
 }
 _MODULES = {"ddl", "roles", "tables"}

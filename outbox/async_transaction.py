@@ -10,6 +10,7 @@ from tenacity import AsyncRetrying
 
 from outbox import isolation as levels
 from outbox.attempts import policy
+from outbox.cancellation import take_back_async
 from outbox.emission import AsyncTarget, record_async
 from outbox.event import Event
 from outbox.isolation import Isolation
@@ -50,6 +51,10 @@ class AsyncOutbox(Rows):
     async def emit(self, target: AsyncTarget, event: Event, **overrides: Unpack[Overrides]) -> UUID:
         """Record `event` in the transaction open on `target`; see outbox.emit."""
         return await record_async(target, self.row_of(event, overrides))
+
+    async def cancel(self, target: AsyncTarget, event_id: UUID) -> bool:
+        """Take back an event that was emitted with `deliver_at`; False is too late. See outbox.cancel."""
+        return await take_back_async(target, event_id)
 
     @overload
     def transaction(self, function: AsyncService[P, R], /) -> AsyncTransactional[P, R]: ...

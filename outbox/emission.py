@@ -22,6 +22,7 @@ from outbox import hooks, pending
 from outbox.errors import ConfigurationError, NoTransaction
 from outbox.event import Event
 from outbox.row import Overrides, Row, insert, refuse, row
+from outbox.scheduled import schedule
 from outbox.storage.tables import outbox_event
 
 if TYPE_CHECKING:
@@ -44,8 +45,10 @@ def emit(
     """Record `event` in the transaction open on `target`; returns the event's id.
 
     target   a SQLAlchemy Session or Connection, or a psycopg connection; `await` it for their async twins.
-    headers  the caller's own, beside those the relay writes.
-    topic    instead of the event class's. key: instead of its key field. id: instead of a new UUIDv7.
+    headers     the caller's own, beside those the relay writes.
+    topic       instead of the event class's. key: instead of its key field. id: instead of a new UUIDv7.
+    deliver_at  a moment (datetime with a time zone): the event is kept until the database's clock has
+                reached it, and `cancel` takes it back until then. It bears that moment as its time.
 
     Raises NoTransaction, EventNotSerialisable, EventRejected, ConfigurationError; SchemaError when the table
     or a right is missing (at commit, or here on a psycopg connection).
@@ -72,28 +75,28 @@ def record(target: Target, made: Row) -> None:
     if isinstance(target, scoped_session):
         target = target()
     if isinstance(target, Session):
-        pending.keep(_connection(target), made)
+        pending.keep(connection_of(target), made)
     elif isinstance(target, Connection):
         pending.keep(target, made)
     elif isinstance(target, psycopg.Connection):
-        _require_transaction(target)
+        require_transaction(target)
         try:
-            target.execute(*insert([made]))
+            target.execute(*_statement(made))
         except psycopg.Error as error:
             refuse(error, error)
         _written(made)
     else:
-        raise _unknown(target, "a Session, a Connection or a psycopg connection")
+        raise unknown(target, SYNC)
 
 
 async def record_async(target: AsyncTarget, made: Row) -> UUID:
     """The same for the async twins; only this waits for input and output."""
     if not is_async(target):
-        raise _unknown(target, "an AsyncSession, an AsyncConnection or a psycopg AsyncConnection")
+        raise unknown(target, ASYNC)
     if isinstance(target, psycopg.AsyncConnection):
-        _require_transaction(target)
+        require_transaction(target)
         try:
-            await target.execute(*insert([made]))
+            await target.execute(*_statement(made))
         except psycopg.Error as error:
             refuse(error, error)
         _written(made)
@@ -101,18 +104,18 @@ async def record_async(target: AsyncTarget, made: Row) -> UUID:
     from sqlalchemy.ext.asyncio import AsyncConnection, async_scoped_session
 
     if isinstance(target, AsyncConnection):
-        _require_open(target.in_transaction(), "connection")
+        require_open(target.in_transaction(), "connection")
         await target.run_sync(pending.keep, made)
         return made.id
     session = target() if isinstance(target, async_scoped_session) else target
-    _require_open(session.in_transaction(), "session")
+    require_open(session.in_transaction(), "session")
     await session.run_sync(record, made)
     return made.id
 
 
-def _connection(session: Session) -> Connection:
+def connection_of(session: Session) -> Connection:
     """The connection of the session whose engine holds the outbox, whatever other engines it is bound to."""
-    _require_open(session.in_transaction(), "session")
+    require_open(session.in_transaction(), "session")
     try:
         return session.connection(bind_arguments={"clause": outbox_event})
     except UnboundExecutionError as error:
@@ -126,20 +129,37 @@ def _connection(session: Session) -> Connection:
         raise NoTransaction(f"this session's transaction takes no more events: {error}") from error
 
 
-def _require_open(is_open: bool, what: str) -> None:
+def require_open(is_open: bool, what: str) -> None:
+    """Raises NoTransaction: what is recorded outside a transaction belongs to nothing."""
     if not is_open:
         raise NoTransaction(
-            f"emit() needs an open transaction, and this {what} has none; put the work into a function under "
-            f"@outbox.transaction, or into `with {what}.begin():`"
+            f"an event needs an open transaction, and this {what} has none; put the work into a function "
+            f"under @outbox.transaction, or into `with {what}.begin():`"
         )
 
 
-def _require_transaction(connection: "psycopg.Connection[Any] | psycopg.AsyncConnection[Any]") -> None:
+def require_transaction(connection: "psycopg.Connection[Any] | psycopg.AsyncConnection[Any]") -> None:
+    """Raises NoTransaction for an autocommit connection outside a transaction block."""
     if connection.autocommit and connection.info.transaction_status == TransactionStatus.IDLE:
         raise NoTransaction(
-            "emit() needs an open transaction, and this psycopg connection is in autocommit; put the work "
+            "an event needs an open transaction, and this psycopg connection is in autocommit; put the work "
             "into `with connection.transaction():`"
         )
+
+
+SYNC = "a Session, a Connection or a psycopg connection"
+ASYNC = "an AsyncSession, an AsyncConnection or a psycopg AsyncConnection"
+
+
+def unknown(target: object, wanted: str) -> ConfigurationError:
+    """What is said of a target that holds no transaction."""
+    return ConfigurationError(
+        f"an event goes to {wanted}, not to {type(target).__module__}.{type(target).__qualname__}"
+    )
+
+
+def _statement(made: Row) -> tuple[Any, ...]:
+    return insert([made]) if made.due is None else schedule([made])
 
 
 def _written(made: Row) -> None:
@@ -148,9 +168,3 @@ def _written(made: Row) -> None:
     alone.written = True
     hooks.fire("outbox.opened", pending=alone)
     hooks.fire("outbox.written", count=1)
-
-
-def _unknown(target: object, wanted: str) -> ConfigurationError:
-    return ConfigurationError(
-        f"emit() takes {wanted}, not {type(target).__module__}.{type(target).__qualname__}"
-    )

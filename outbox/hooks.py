@@ -6,7 +6,8 @@ they raise reaches that work, so an observer that must not disturb has to catch 
 
 What services pass on the writing side:
 
-    outbox.opened   pending=   a transaction emitted its first event; `pending.rows` follows it
+    outbox.opened   pending=   a transaction emitted or cancelled its first event; `pending.rows` and
+                               `pending.cancelled` follow it
     outbox.written  count=     its events are inserted, its COMMIT comes next
     outbox.retried  function=, attempt=   a transaction is about to run again, for its timing alone
 """

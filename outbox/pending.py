@@ -11,6 +11,7 @@ one transaction into another.
 
 import threading
 from collections.abc import Callable
+from uuid import UUID
 from weakref import WeakKeyDictionary, WeakSet
 
 from sqlalchemy import Connection, Engine, event
@@ -20,32 +21,48 @@ from sqlalchemy.exc import DBAPIError
 from outbox import hooks
 from outbox.errors import ConfigurationError, EmitError, NoTransaction
 from outbox.row import Row, insert, refuse
+from outbox.scheduled import schedule
 
 
 class Pending:
-    """The events of one transaction, in emit order, each with the savepoints it stands in."""
+    """What one transaction emitted and cancelled, in order, each with the savepoints it stands in."""
 
-    __slots__ = ("_rows", "written")
+    __slots__ = ("_log", "written")
 
     def __init__(self) -> None:
-        self._rows: list[tuple[Row, tuple[str, ...]]] = []
+        self._log: list[tuple[Row | UUID, tuple[str, ...]]] = []
         self.written = False
 
     def add(self, row: Row, savepoints: tuple[str, ...] = ()) -> None:
-        self._rows.append((row, savepoints))
+        self._log.append((row, savepoints))
+
+    def cancel(self, event_id: UUID, savepoints: tuple[str, ...] = ()) -> None:
+        """What was scheduled under this id, by this transaction or an earlier one, will not leave."""
+        self._log.append((event_id, savepoints))
 
     def roll_back_to(self, savepoint: str) -> None:
-        """Forget what was emitted inside `savepoint`, also in savepoints within it."""
-        self._rows = [(row, within) for row, within in self._rows if savepoint not in within]
+        """Forget what was done inside `savepoint`, also in savepoints within it."""
+        self._log = [(done, within) for done, within in self._log if savepoint not in within]
 
     def drop(self) -> None:
         """The transaction was rolled back."""
-        self._rows.clear()
+        self._log.clear()
 
     @property
     def rows(self) -> list[Row]:
         """What is written, or would be if the transaction committed now."""
-        return [row for row, _ in self._rows]
+        kept: list[Row] = []
+        for done, _ in self._log:
+            if isinstance(done, UUID):
+                kept = [row for row in kept if row.due is None or row.id != done]
+            else:
+                kept.append(done)
+        return kept
+
+    @property
+    def cancelled(self) -> set[UUID]:
+        """Ids that this transaction took back."""
+        return {done for done, _ in self._log if isinstance(done, UUID)}
 
 
 _pending: WeakKeyDictionary[RootTransaction, Pending] = WeakKeyDictionary()
@@ -61,21 +78,25 @@ def of(connection: Connection) -> Pending | None:
 
 def keep(connection: Connection, row: Row) -> None:
     """Remember `row` until `connection` commits. Raises NoTransaction, ConfigurationError."""
-    transaction = connection.get_transaction()
-    if transaction is None or not transaction.is_active:
-        raise NoTransaction(
-            "emit() needs an open transaction, and this connection has none; use `with engine.begin() as "
-            "connection:` or connection.begin()"
-        )
-    pending = _pending.get(transaction)
-    if pending is None:
-        pending = _open(connection, transaction)
+    pending = opened(connection)
     if pending.written:
         raise EmitError(
             "this transaction is being committed and its events are written already; emit before commit() "
             "(and before prepare())"
         )
-    pending.add(row, _savepoints(connection))
+    pending.add(row, savepoints(connection))
+
+
+def opened(connection: Connection) -> Pending:
+    """What the transaction open on `connection` keeps. Raises NoTransaction, ConfigurationError."""
+    transaction = connection.get_transaction()
+    if transaction is None or not transaction.is_active:
+        raise NoTransaction(
+            "an event needs an open transaction, and this connection has none; use `with engine.begin() as "
+            "connection:` or connection.begin()"
+        )
+    pending = _pending.get(transaction)
+    return _open(connection, transaction) if pending is None else pending
 
 
 def _open(connection: Connection, transaction: RootTransaction) -> Pending:
@@ -87,7 +108,7 @@ def _open(connection: Connection, transaction: RootTransaction) -> Pending:
         )
     if getattr(connection.connection.driver_connection, "autocommit", False):
         raise NoTransaction(
-            "emit() needs a transaction, and this connection is in AUTOCOMMIT, where each statement is one "
+            "an event needs a transaction, and this connection is in AUTOCOMMIT, where each statement is one "
             'of its own; leave isolation_level="AUTOCOMMIT" away for this engine or connection'
         )
     _listen(connection.engine)
@@ -96,7 +117,7 @@ def _open(connection: Connection, transaction: RootTransaction) -> Pending:
     return pending
 
 
-def _savepoints(connection: Connection) -> tuple[str, ...]:
+def savepoints(connection: Connection) -> tuple[str, ...]:
     """Names of the savepoints that are open, innermost first."""
     savepoint: NestedTransaction | None = connection.get_nested_transaction()
     if savepoint is None:
@@ -116,8 +137,13 @@ def write(connection: Connection, pending: Pending) -> None:
     rows = pending.rows
     if not rows:
         return
+    now = [row for row in rows if row.due is None]
     try:
-        connection.exec_driver_sql(*insert(rows))
+        if len(now) < len(rows):
+            # First, for its unique index may wait for another transaction, and positions must be drawn after.
+            connection.exec_driver_sql(*schedule([row for row in rows if row.due is not None]))
+        if now:
+            connection.exec_driver_sql(*insert(now))
     except DBAPIError as error:
         refuse(error, error.orig)
     hooks.fire("outbox.written", count=len(rows))

@@ -1,6 +1,7 @@
 """One event as the outbox keeps it, and the statement that keeps it."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from json import dumps
 from typing import Any, NamedTuple, NoReturn, TypedDict, Unpack
 from uuid import UUID
@@ -9,7 +10,7 @@ import psycopg
 from psycopg import errors
 
 from outbox import preflight
-from outbox.errors import EventRejected, SchemaError
+from outbox.errors import EventRejected, OutboxError, SchemaError
 from outbox.event import Event, is_named, key_of
 from outbox.preflight import MAX_RECORD_BYTES
 from outbox.record import CONTENT_TYPE, JSON
@@ -23,10 +24,14 @@ class Overrides(TypedDict, total=False):
     topic: str | None
     key: str | None
     id: UUID | None
+    deliver_at: datetime | None
 
 
 class Row(NamedTuple):
-    """What the application writes; xid, position and slot are PostgreSQL's to choose."""
+    """What the application writes; xid, position and slot are PostgreSQL's to choose.
+
+    `due` is no column of outbox_event: a row that has it is kept in outbox_scheduled until then.
+    """
 
     id: UUID
     aggregatetype: str
@@ -36,7 +41,11 @@ class Row(NamedTuple):
     topic: str | None
     headers: str | None
     traceparent: str | None
+    due: datetime | None = None
 
+
+COLUMNS = 8
+"""Of `Row`, those that outbox_event has too."""
 
 INSERT_ONE = """
 INSERT INTO outbox_event (id, aggregatetype, aggregateid, type, payload, topic, headers, traceparent)
@@ -59,11 +68,16 @@ the order in which the events were emitted."""
 def insert(rows: Sequence[Row]) -> tuple[str, tuple[Any, ...]]:
     """The statement that writes `rows` in their order, with its parameters."""
     if len(rows) == 1:
-        return INSERT_ONE, rows[0]
-    ids, aggregatetypes, aggregateids, types, payloads, topics, headers, traceparents = zip(
+        return INSERT_ONE, rows[0][:COLUMNS]
+    return INSERT_MANY, arrays(rows)
+
+
+def arrays(rows: Sequence[Row]) -> tuple[str, ...]:
+    """The columns of `rows`, each as one array."""
+    ids, aggregatetypes, aggregateids, types, payloads, topics, headers, traceparents, _ = zip(
         *rows, strict=True
     )
-    return INSERT_MANY, (
+    return (
         array(map(str, ids)),
         array(aggregatetypes),
         array(aggregateids),
@@ -104,7 +118,8 @@ def row(
         )
     if unknown := overrides.keys() - Overrides.__optional_keys__:
         raise TypeError(
-            f"emit() has no argument {', '.join(sorted(unknown))}; it takes headers, topic, key and id"
+            f"emit() has no argument {', '.join(sorted(unknown))}; it takes headers, topic, key, id and "
+            "deliver_at"
         )
     if not is_named(cls):
         raise EventRejected(
@@ -115,6 +130,9 @@ def row(
     event_id = overrides.get("id") or uuid7()
     if not isinstance(event_id, UUID):
         raise EventRejected(f"{cls.__qualname__} was not recorded: id={event_id!r} is not a UUID")
+    due = overrides.get("deliver_at")
+    if due is not None:
+        due = _in_utc(due, cls.__qualname__)
     serializer = cls.__serializer__
     payload = serializer.serialize(event)
     if key is None:
@@ -140,11 +158,26 @@ def row(
         topic if topic is not None else cls.__own_topic__,
         dumps(dict(headers), ensure_ascii=False) if headers else None,
         traceparent if preflight.is_traceparent(traceparent) else None,
+        due,
     )
 
 
-def explain(error: psycopg.Error) -> SchemaError | None:
-    """What to do about an INSERT that the database refused; None when the schema is not to blame."""
+def _in_utc(due: datetime, what: str) -> datetime:
+    if not isinstance(due, datetime):
+        raise EventRejected(f"{what} was not recorded: deliver_at={due!r} is not a datetime")
+    if due.utcoffset() is None:
+        raise EventRejected(
+            f"{what} was not recorded: deliver_at={due!r} has no time zone, so its moment is unknown; "
+            "write e.g. datetime.now(UTC) + timedelta(hours=1)"
+        )
+    try:
+        return due.astimezone(UTC)
+    except OverflowError:
+        raise EventRejected(f"{what} was not recorded: deliver_at={due!r} is out of range") from None
+
+
+def explain(error: psycopg.Error) -> OutboxError | None:
+    """What to do about a statement that the database refused; None when nothing of ours is to blame."""
     said = str(error).partition("\n")[0]
     if isinstance(error, errors.UndefinedTable):
         return SchemaError(
@@ -157,9 +190,16 @@ def explain(error: psycopg.Error) -> SchemaError | None:
         )
     if isinstance(error, errors.InsufficientPrivilege):
         return SchemaError(
-            f"events cannot be written: {said}. Grant the application its columns: "
+            f"events cannot be written: {said}. Grant the application its rights: "
             "`outbox-relay db roles --application ROLE` prints the statements"
         )
+    if isinstance(error, errors.UniqueViolation) and error.diag.table_name == "outbox_scheduled":
+        return EventRejected(
+            f"an event with this id is scheduled already ({error.diag.message_detail}); cancel that one "
+            "first, or leave id= away"
+        )
+    if isinstance(error, errors.UndefinedFunction) and "outbox_" in said:
+        return SchemaError(f"{said}. Run `outbox-relay db upgrade` on this database")
     return None
 
 

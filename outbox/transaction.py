@@ -11,6 +11,7 @@ from tenacity import Retrying
 
 from outbox import isolation as levels
 from outbox.attempts import policy
+from outbox.cancellation import take_back
 from outbox.emission import Target, is_async, record
 from outbox.errors import ConfigurationError, NoTransaction
 from outbox.event import Event
@@ -86,13 +87,15 @@ class Outbox(Rows):
 
     def emit(self, target: Target, event: Event, **overrides: Unpack[Overrides]) -> UUID:
         """Record `event` in the transaction open on `target`; see outbox.emit."""
-        if is_async(target):
-            raise ConfigurationError(
-                f"an Outbox emits synchronously; for {type(target).__name__} use AsyncOutbox"
-            )
+        _require_sync(target)
         made = self.row_of(event, overrides)
         record(target, made)
         return made.id
+
+    def cancel(self, target: Target, event_id: UUID) -> bool:
+        """Take back an event that was emitted with `deliver_at`; False is too late. See outbox.cancel."""
+        _require_sync(target)
+        return take_back(target, event_id)
 
     @overload
     def transaction(self, function: Service[P, R], /) -> Transactional[P, R]: ...
@@ -147,6 +150,13 @@ class Outbox(Rows):
 
 
 CLAUSE = {"clause": outbox_event}
+
+
+def _require_sync(target: object) -> None:
+    if is_async(target):
+        raise ConfigurationError(
+            f"an Outbox emits synchronously; for {type(target).__name__} use AsyncOutbox"
+        )
 
 
 def require_maker(sessions: object, example: str) -> None:

@@ -13,6 +13,7 @@ from relay import loop
 from relay.config import RelayConfig
 from relay.database import Database
 from relay.lease import Lease
+from relay.mover import Mover
 from relay.producers import SequencedProducer
 from relay.ring import EVERY, Ring
 from relay.shard import Shard
@@ -25,6 +26,9 @@ RENEWALS = 3
 
 HEARTBEAT = 3.0
 """Seconds until what is wrong shows in `status` at the latest, however long the lease."""
+
+AWAIT_LEASE = 0.5
+"""Seconds until a relay that carries nothing looks again whether scheduled events are its business."""
 
 LATE = 3.0
 """Seconds after the time to stop until the connections to a database that does not answer are broken off."""
@@ -42,7 +46,7 @@ class Relay:
         self._bell = loop.Bell()
         self._asked_to_stop = loop.Bell()
         self._ended = loop.Bell()
-        self._renew_at = self._turn_at = 0.0
+        self._renew_at = self._turn_at = self._move_at = 0.0
         self._status: dict[str, Any] = {
             "shard": config.shard,
             "state": "starting",
@@ -66,6 +70,7 @@ class Relay:
         self._ring = Ring(
             Database(config.url, prepared=config.prepared_statements), retention=config.retention
         )
+        self._mover = Mover(Database(config.url, prepared=config.prepared_statements))
         self._failure: BaseException | None = None
 
     @property
@@ -92,22 +97,26 @@ class Relay:
             self._renew_at = now + self._renew()
         if now >= self._turn_at:
             self._turn_at = now + self._turn_ring()
+        if now >= self._move_at:
+            self._move_at = now + self._move()
         return self._shard.run_once()
 
     def close(self) -> None:
         """End cleanly after `run_once`: confirm, release the lease."""
         self._shard.finish()
         self._ring.close()
+        self._mover.close()
         self._lease.release()
 
     def run(self) -> None:
         """Carry events until told to stop. Raises what an operator has to mend (schema, rights, identity)."""
         log.info("relay %s: database %s", self._config.instance, Database(self._config.url))
-        bells = [loop.Bell(), loop.Bell()]
+        bells = [loop.Bell(), loop.Bell(), loop.Bell()]
         with _stopped_by_signals(self):
             beside = [
                 self._beside("lease", self._renew, bells[0]),
                 self._beside("ring", self._turn_ring, bells[1]),
+                self._beside("mover", self._move, bells[2]),
             ]
             threading.Thread(target=self._break_off_when_late, name="outbox-stop", daemon=True).start()
             try:
@@ -124,8 +133,9 @@ class Relay:
             self._shard.finish()
             for bell in bells:
                 bell.stop()
-            beside[1].join(1.0)
-            self._ring.break_off()  # a truncation happens or not, whether or not we hear of it
+            for thread, actor in ((beside[1], self._ring), (beside[2], self._mover)):
+                thread.join(1.0)
+                actor.break_off()  # what it asked for happens or not, whether or not we hear of it
             for thread in beside:
                 thread.join()
             self._status["state"] = "stopped"
@@ -154,7 +164,7 @@ class Relay:
         wait = self._config.stop_timeout.total_seconds() + LATE
         while not self._ended.sleep(wait):
             log.warning("the database does not answer; its connections are broken off in order to stop")
-            for actor in (self._shard, self._lease, self._ring):
+            for actor in (self._shard, self._lease, self._ring, self._mover):
                 actor.break_off()
             wait = 1.0
 
@@ -162,6 +172,14 @@ class Relay:
         if self._lease.held:
             self._ring.run_once()
         return EVERY.total_seconds()
+
+    def _move(self) -> float:
+        if not self._lease.held:
+            return AWAIT_LEASE
+        moved = self._mover.run_once()
+        if moved.count:
+            self._bell.ring()
+        return moved.rest
 
     def _renew(self) -> float:
         before, held = self._lease.held, self._lease.run_once()

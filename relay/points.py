@@ -23,3 +23,6 @@ HALTED = "relay.halted"
 
 REBASING = "relay.rebasing"
 """A step of `outbox-relay rebase` is done and nothing is committed: `step`."""
+
+MOVED = "relay.moved"
+"""Scheduled events that were due are among the others now: `count`."""

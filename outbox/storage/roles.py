@@ -41,6 +41,9 @@ APPLICATION_COLUMNS = (
 )
 """What an application may write: never xid, position or slot, which carry the order."""
 
+SCHEDULED_COLUMNS = ("due", *(column for column in APPLICATION_COLUMNS if column != "occurred_at"))
+"""The same of an event that is scheduled: never seq, which decides between two of one moment."""
+
 _RELAY_STATE = ("outbox_topic", "outbox_relay", "outbox_identity")
 _TABLES = (
     "outbox_event",
@@ -51,6 +54,8 @@ _TABLES = (
     "outbox_relay",
     "outbox_identity",
     "outbox_schema",
+    "outbox_scheduled",
+    "outbox_mover",
     "consumer_offset",
     "consumer_parked",
 )
@@ -100,6 +105,8 @@ def _create(role: str) -> str:
 def _application(role: str) -> list[str]:
     return [
         f"GRANT INSERT ({', '.join(APPLICATION_COLUMNS)}) ON outbox_event TO {role}",
+        f"GRANT INSERT ({', '.join(SCHEDULED_COLUMNS)}) ON outbox_scheduled TO {role}",
+        f"GRANT EXECUTE ON FUNCTION outbox_cancel(uuid) TO {role}",
         f"GRANT SELECT ON outbox_schema TO {role}",
     ]
 
@@ -112,6 +119,8 @@ def _relay(role: str) -> list[str]:
         f"GRANT SELECT, UPDATE ON outbox_shard, outbox_lease, outbox_reshard TO {role}",
         f"GRANT SELECT, INSERT, UPDATE ON {', '.join(_RELAY_STATE)} TO {role}",
         f"GRANT DELETE ON outbox_relay TO {role}",
+        f"GRANT SELECT ON outbox_scheduled, outbox_scheduled_seq_seq TO {role}",
+        f"GRANT EXECUTE ON FUNCTION outbox_move(integer) TO {role}",
         f"GRANT SELECT ON outbox_schema TO {role}",
         *_settings(role, RELAY_SETTINGS),
     ]

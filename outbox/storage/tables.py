@@ -122,6 +122,29 @@ outbox_reshard = Table(
     Column("at_xid", Xid8),
 )
 
+outbox_scheduled = Table(
+    "outbox_scheduled",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("due", _timestamp, nullable=False),
+    Column("seq", BigInteger, Identity(always=True, cache=1), nullable=False),
+    Column("aggregatetype", Text, nullable=False),
+    Column("aggregateid", Text(collation="C")),
+    Column("type", Text, nullable=False),
+    Column("payload", LargeBinary),
+    Column("topic", Text),
+    Column("headers", JSONB),
+    Column("traceparent", Text),
+    Column("scheduled_at", _timestamp, nullable=False, server_default=_now),
+    Index("outbox_scheduled_due", "due", "seq"),
+)
+
+outbox_mover = Table(
+    "outbox_mover",
+    metadata,
+    Column("only_row", Boolean, primary_key=True, server_default=text("true")),
+)
+
 outbox_topic = Table(
     "outbox_topic",
     metadata,

@@ -22,11 +22,25 @@ _CONSTRAINTS = """
 SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint
 WHERE connamespace = 'public'::regnamespace ORDER BY 1, 2
 """
+_FUNCTIONS = """
+SELECT oid::regprocedure::text, prosecdef, proconfig::text, proacl::text FROM pg_proc
+WHERE pronamespace = 'public'::regnamespace ORDER BY 1
+"""
+_TRIGGERS = """
+SELECT tgname, pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal ORDER BY 1, 2
+"""
 
 
 def contents(connection: Connection, *, without: str = "") -> dict[str, list[tuple[object, ...]]]:
-    """All relations, columns, indexes and constraints of schema public, but those whose name begins so."""
-    parts = {"columns": _COLUMNS, "relations": _RELATIONS, "indexes": _INDEXES, "constraints": _CONSTRAINTS}
+    """All that schema public holds, but those whose name begins so."""
+    parts = {
+        "columns": _COLUMNS,
+        "relations": _RELATIONS,
+        "indexes": _INDEXES,
+        "constraints": _CONSTRAINTS,
+        "functions": _FUNCTIONS,
+        "triggers": _TRIGGERS,
+    }
     return {
         part: [
             tuple(row)

@@ -7,6 +7,10 @@ from outbox import ConfigurationError, SchemaError, ddl
 from tests.storage.catalog import contents
 
 ONE_EVENT = "INSERT INTO outbox_event (id, aggregatetype, type) VALUES (gen_random_uuid(), 'a', 'a.b.v1')"
+SCHEDULED = (
+    "INSERT INTO outbox_scheduled (id, due, aggregatetype, type) "
+    "VALUES (gen_random_uuid(), '2100-01-01', 'a', 'a.b.v1')"
+)
 
 
 def test_an_empty_database_is_brought_to_the_newest_version(empty_engine: Engine) -> None:
@@ -73,6 +77,16 @@ def test_events_can_be_destroyed_on_purpose_only(engine: Engine) -> None:
         connection.execute(text(ONE_EVENT))
         ddl.apply(connection, to=0, discard_pending=True)
         assert ddl.version(connection) == 0
+
+
+def test_going_down_is_refused_while_events_are_scheduled(engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(text(SCHEDULED))
+    with engine.begin() as connection:
+        with pytest.raises(SchemaError, match=r"scheduled.*discard_pending=True"):
+            ddl.apply(connection, to=3)
+    with engine.begin() as connection:
+        ddl.apply(connection, to=3, discard_pending=True)
 
 
 def test_a_version_that_does_not_exist_is_refused(engine: Engine) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from uuid import uuid4
 
 import psycopg
@@ -20,6 +21,10 @@ Connection = psycopg.Connection[tuple[object, ...]]
 LEAVES = [ring.leaf(slot) for slot in range(ring.LEAVES)]
 EVENT = """
 INSERT INTO outbox_event (id, aggregatetype, type{more}) {over} VALUES (gen_random_uuid(), 'a', 'b'{value})
+"""
+SCHEDULED = """
+INSERT INTO outbox_scheduled (id, due, aggregatetype, type{more}) {over}
+VALUES (gen_random_uuid(), '2000-01-01', 'a', 'b'{value})
 """
 RELAY_TABLES = ("outbox_shard", "outbox_topic", "outbox_lease", "outbox_relay", "outbox_identity")
 
@@ -89,6 +94,67 @@ def test_the_application_can_emit(engine: Engine, cast: Cast) -> None:
     application.dispose()
     assert steps(engine) == [1, 2, 3]
     may(cast.application, "SELECT version FROM outbox_schema")
+
+
+def test_the_application_can_schedule_and_cancel(engine: Engine, cast: Cast) -> None:
+    application = create_engine(cast.application)
+    outbox = Outbox(sessionmaker(application))
+    with outbox.sessions.begin() as session:
+        kept, gone = (
+            outbox.emit(session, step(n), deliver_at=datetime.max.replace(tzinfo=UTC)) for n in (1, 2)
+        )
+    with outbox.sessions.begin() as session:
+        assert outbox.cancel(session, gone)
+    application.dispose()
+    with engine.connect() as connection:
+        assert connection.scalars(text("SELECT id FROM outbox_scheduled")).all() == [kept]
+
+
+def test_the_application_does_nothing_else_with_what_is_scheduled(cast: Cast) -> None:
+    may_not(
+        cast.application,
+        SCHEDULED.format(more=", seq", over="OVERRIDING SYSTEM VALUE", value=", 1"),
+        SCHEDULED.format(more=", scheduled_at", over="", value=", now()"),
+        "SELECT 1 FROM outbox_scheduled",
+        "UPDATE outbox_scheduled SET due = now()",
+        "DELETE FROM outbox_scheduled",
+        "SELECT outbox_move()",
+        "SELECT 1 FROM outbox_mover FOR UPDATE",
+    )
+
+
+def test_a_function_with_the_owners_rights_uses_the_owners_tables(engine: Engine, cast: Cast) -> None:
+    """A temporary table in its place would let whoever may call it read or write as the owner."""
+    with engine.begin() as connection:
+        connection.execute(text(SCHEDULED.format(more="", over="", value="")))
+    for url, call in (
+        (cast.application, "SELECT outbox_cancel(gen_random_uuid())"),
+        (cast.relay, "SELECT outbox_move()"),
+    ):
+        with psycopg.connect(url) as connection:
+            connection.execute("CREATE TEMPORARY TABLE outbox_scheduled (trap int)")
+            connection.execute("CREATE TEMPORARY TABLE outbox_mover (trap int)")
+            connection.execute("SET search_path = pg_temp")
+            connection.execute(f"SELECT public.{call.removeprefix('SELECT ')}".encode())
+    with engine.connect() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM outbox_event")) == 1
+
+
+def test_the_relay_moves_what_is_due_and_changes_nothing_that_waits(cast: Cast) -> None:
+    may(
+        cast.relay,
+        "SELECT * FROM outbox_scheduled",
+        "SELECT last_value FROM outbox_scheduled_seq_seq",
+        "SELECT outbox_move()",
+    )
+    may_not(
+        cast.relay,
+        SCHEDULED.format(more="", over="", value=""),
+        "UPDATE outbox_scheduled SET due = now()",
+        "DELETE FROM outbox_scheduled",
+        "SELECT outbox_cancel(gen_random_uuid())",
+        "SELECT nextval('outbox_scheduled_seq_seq')",
+    )
 
 
 def test_the_application_cannot_choose_what_carries_the_order(cast: Cast) -> None:
@@ -202,7 +268,7 @@ def test_the_consumer_touches_nothing_else(cast: Cast) -> None:
 
 
 def test_the_reader_reads_everything_and_writes_nothing(cast: Cast) -> None:
-    everything = ("outbox_event", *RELAY_TABLES, "consumer_offset", "outbox_schema")
+    everything = ("outbox_event", "outbox_scheduled", *RELAY_TABLES, "consumer_offset", "outbox_schema")
     may(cast.reader, *(f"SELECT * FROM {table}" for table in everything))
     for table in everything:
         may_not(

@@ -142,7 +142,7 @@ def test_a_session_without_an_engine_for_the_table() -> None:
 
 
 def test_something_else_entirely() -> None:
-    with pytest.raises(ConfigurationError, match=r"emit\(\) takes a Session.*not builtins\.str"):
+    with pytest.raises(ConfigurationError, match=r"goes to a Session.*not to builtins\.str"):
         emit("session", step(1))  # type: ignore[call-overload]
 
 

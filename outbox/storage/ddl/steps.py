@@ -25,6 +25,10 @@ SELECT EXISTS (
 """Is any event not acknowledged by the shard that covers its bucket?"""
 
 
+SCHEDULED = "SELECT EXISTS (SELECT FROM outbox_scheduled)"
+"""Does any event wait for its moment? Asked of a schema that has the table, from version 4 on."""
+
+
 def statements(*, frm: int, to: int) -> list[str]:
     """The SQL that leads from version `frm` to version `to`, in order."""
     for number in (frm, to):
@@ -68,11 +72,17 @@ def apply(connection: Connection, *, to: int = LATEST, discard_pending: bool = F
     `discard_pending`. Committing is the caller's.
     """
     before = version(connection)
-    if to < before and not discard_pending and connection.scalar(text(PENDING)):
-        raise SchemaError(
-            "events are waiting to be published and going down would destroy them; let the relay drain "
-            "them first, or pass discard_pending=True to lose them on purpose"
-        )
+    if to < before and not discard_pending:
+        if connection.scalar(text(PENDING)):
+            raise SchemaError(
+                "events are waiting to be published and going down would destroy them; let the relay drain "
+                "them first, or pass discard_pending=True to lose them on purpose"
+            )
+        if to < 4 <= before and connection.scalar(text(SCHEDULED)):
+            raise SchemaError(
+                "events are scheduled and going down would destroy them; see `outbox-relay scheduled list`, "
+                "cancel them or let them fall due, or pass discard_pending=True to lose them on purpose"
+            )
     for sql in statements(frm=before, to=to):
         connection.execute(_literal(sql))
     return before
