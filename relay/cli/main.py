@@ -17,6 +17,7 @@ COMMANDS = {
     "run": "relay.cli.run:run",
     "db": "relay.cli.db:db",
     "status": "relay.cli.status:status",
+    "scheduled": "relay.cli.scheduled:scheduled",
     "shards": "relay.cli.shards:shards",
     "rebase": "relay.cli.rebase:rebase",
     "consume": "relay.cli.consume:consume",
