@@ -23,7 +23,7 @@ from pydantic_settings import (
 )
 
 from outbox.errors import ConfigurationError
-from relay import database
+from relay import database, health
 from relay.producers.properties import checked, named
 
 log = logging.getLogger("relay")
@@ -92,6 +92,12 @@ class RelayConfig(BaseSettings):
     retention: Duration = Field(
         default=timedelta(minutes=30), description="published events stay readable for at least so long"
     )
+    pending_alarm: Duration = Field(
+        default=timedelta(minutes=5), description="age of the oldest pending event that is an alarm"
+    )
+    health_address: str | None = Field(
+        default=None, description="host:port of /healthz, /readyz and /metrics; a port alone binds loopback"
+    )
     stop_timeout: Duration = Field(
         default=timedelta(seconds=10), description="how long SIGTERM waits for acknowledgements"
     )
@@ -133,7 +139,7 @@ class RelayConfig(BaseSettings):
         database.describe(value.get_secret_value())
         return value
 
-    @field_validator("lease", "poll_busy", "poll_idle", "stop_timeout")
+    @field_validator("lease", "poll_busy", "poll_idle", "pending_alarm", "stop_timeout")
     @classmethod
     def _positive(cls, value: timedelta) -> timedelta:
         if value <= timedelta(0):
@@ -145,6 +151,13 @@ class RelayConfig(BaseSettings):
     def _renewable(cls, value: timedelta) -> timedelta:
         if value < SHORTEST_LEASE:
             raise ValueError(f"must be {SHORTEST_LEASE.total_seconds():g} s at least, to be renewed in time")
+        return value
+
+    @field_validator("health_address")
+    @classmethod
+    def _bindable(cls, value: str | None) -> str | None:
+        if value is not None:
+            health.address(value)
         return value
 
     @field_validator("shard")

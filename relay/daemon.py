@@ -10,9 +10,12 @@ from types import FrameType
 from typing import Any
 
 from relay import loop
+from relay.backlog import Backlog
 from relay.config import RelayConfig
-from relay.database import Database
+from relay.database import Database, name
+from relay.health import Health
 from relay.lease import Lease
+from relay.metrics import Observed
 from relay.mover import Mover
 from relay.producers import SequencedProducer
 from relay.ring import EVERY, Ring
@@ -46,7 +49,7 @@ class Relay:
         self._bell = loop.Bell()
         self._asked_to_stop = loop.Bell()
         self._ended = loop.Bell()
-        self._renew_at = self._turn_at = self._move_at = 0.0
+        self._renew_at = self._turn_at = self._move_at = self._survey_at = 0.0
         self._status: dict[str, Any] = {
             "shard": config.shard,
             "state": "starting",
@@ -66,17 +69,30 @@ class Relay:
             lambda: SequencedProducer(config.kafka_properties),
             stopping=lambda: self._bell.stopping,
             status=self._status,
+            behind=lambda: self._backlog.alarm(config.shard),
         )
         self._ring = Ring(
             Database(config.url, prepared=config.prepared_statements), retention=config.retention
         )
         self._mover = Mover(Database(config.url, prepared=config.prepared_statements))
+        self._backlog = Backlog(
+            Database(config.url, prepared=config.prepared_statements), limit=config.pending_alarm
+        )
         self._failure: BaseException | None = None
 
     @property
     def status(self) -> dict[str, Any]:
         """`state` (starting, standby, carrying, waiting, halted), `alarm` in words, events `published`."""
         return dict(self._status)
+
+    def observed(self) -> Observed:
+        """What a page of metrics shows of this relay and its database; never blocks."""
+        status = self.status
+        return Observed(
+            database=name(self._config.url),
+            status={**status, "shards": {self._config.shard: status}},
+            shards=self._backlog.shards,
+        )
 
     def ring(self) -> None:
         """An event was committed: look now."""
@@ -99,6 +115,8 @@ class Relay:
             self._turn_at = now + self._turn_ring()
         if now >= self._move_at:
             self._move_at = now + self._move()
+        if now >= self._survey_at:
+            self._survey_at = now + self._backlog.run_once()
         return self._shard.run_once()
 
     def close(self) -> None:
@@ -106,17 +124,19 @@ class Relay:
         self._shard.finish()
         self._ring.close()
         self._mover.close()
+        self._backlog.close()
         self._lease.release()
 
     def run(self) -> None:
         """Carry events until told to stop. Raises what an operator has to mend (schema, rights, identity)."""
         log.info("relay %s: database %s", self._config.instance, Database(self._config.url))
-        bells = [loop.Bell(), loop.Bell(), loop.Bell()]
-        with _stopped_by_signals(self):
+        bells = [loop.Bell() for _ in range(4)]
+        with _stopped_by_signals(self), self._healthy():
             beside = [
                 self._beside("lease", self._renew, bells[0]),
                 self._beside("ring", self._turn_ring, bells[1]),
                 self._beside("mover", self._move, bells[2]),
+                self._beside("backlog", self._backlog.run_once, bells[3]),
             ]
             threading.Thread(target=self._break_off_when_late, name="outbox-stop", daemon=True).start()
             try:
@@ -133,7 +153,11 @@ class Relay:
             self._shard.finish()
             for bell in bells:
                 bell.stop()
-            for thread, actor in ((beside[1], self._ring), (beside[2], self._mover)):
+            for thread, actor in (
+                (beside[1], self._ring),
+                (beside[2], self._mover),
+                (beside[3], self._backlog),
+            ):
                 thread.join(1.0)
                 actor.break_off()  # what it asked for happens or not, whether or not we hear of it
             for thread in beside:
@@ -142,6 +166,19 @@ class Relay:
             self.close()
         finally:
             self._ended.stop()
+
+    @contextmanager
+    def _healthy(self) -> Iterator[None]:
+        """Answer over HTTP while inside, when an address is set."""
+        if self._config.health_address is None:
+            yield
+            return
+        health = Health(self._config.health_address, lambda: [self.observed()])
+        health.start()
+        try:
+            yield
+        finally:
+            health.close()
 
     def _beside(self, name: str, work: Callable[[], float], bell: loop.Bell) -> threading.Thread:
         """Loop on a thread and connection of its own, so that no amount of sending can starve it."""
@@ -164,7 +201,7 @@ class Relay:
         wait = self._config.stop_timeout.total_seconds() + LATE
         while not self._ended.sleep(wait):
             log.warning("the database does not answer; its connections are broken off in order to stop")
-            for actor in (self._shard, self._lease, self._ring, self._mover):
+            for actor in (self._shard, self._lease, self._ring, self._mover, self._backlog):
                 actor.break_off()
             wait = 1.0
 

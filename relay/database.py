@@ -170,6 +170,11 @@ def describe(url: str) -> str:
     return f"{parts.get('host', 'local socket')}:{parts.get('port', 5432)}/{parts.get('dbname', '')}"
 
 
+def name(url: str) -> str:
+    """The database that `url` names."""
+    return str(_parts(url).get("dbname", ""))
+
+
 def _parts(url: str) -> dict[str, Any]:
     try:
         return dict(conninfo.conninfo_to_dict(plain_url(url)))

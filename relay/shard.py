@@ -41,6 +41,7 @@ class Shard:
         *,
         stopping: Callable[[], bool],
         status: dict[str, Any],
+        behind: Callable[[], str | None] = lambda: None,
     ) -> None:
         self._config = config
         self._database = Database(config.url, prepared=config.prepared_statements)
@@ -51,7 +52,11 @@ class Shard:
         self._connections: list[Connection] = []
         self._stopping = stopping
         self._supervision = Supervision(
-            lease, stopping=stopping, stop_timeout=config.stop_timeout.total_seconds(), status=status
+            lease,
+            stopping=stopping,
+            stop_timeout=config.stop_timeout.total_seconds(),
+            status=status,
+            behind=behind,
         )
 
     def run_once(self) -> Did:

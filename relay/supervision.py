@@ -19,16 +19,24 @@ T = TypeVar("T")
 class Supervision:
     """One shard's view of its surroundings. `stopping` says when to take up nothing new.
 
-    `status` is written here and read by the heartbeat; `trouble` asks the producer for its last complaint.
+    `status` is written here and read by the heartbeat; `trouble` asks the producer for its last complaint,
+    `behind` whether events wait for too long.
     """
 
     def __init__(
-        self, lease: Lease, *, stopping: Callable[[], bool], stop_timeout: float, status: dict[str, Any]
+        self,
+        lease: Lease,
+        *,
+        stopping: Callable[[], bool],
+        stop_timeout: float,
+        status: dict[str, Any],
+        behind: Callable[[], str | None] = lambda: None,
     ) -> None:
         self.lease = lease
         self.stopping = stopping
         self.status = status
         self.trouble: Callable[[], str | None] = _nothing
+        self._behind = behind
         self._stop_timeout = stop_timeout
         self._stop_by: float | None = None
         self._complaint = Complaint(log)
@@ -57,17 +65,19 @@ class Supervision:
         now = time.monotonic()
         silent, self._heard_at = now - self._heard_at > SILENT, now
         self.status["published"] += rows
-        if silent:
+        self.status["acknowledged_at"] = round(time.time(), 3)
+        if silent or self.status["alarm"] != self._behind():
             self.well()
 
     def well(self) -> None:
         """Nothing is wrong on our side; what the client says of its brokers shows in `status` too."""
         trouble = self.trouble()
-        if trouble is None:
+        alarm = trouble or self._behind()
+        if alarm is None:
             self._complaint.settled()
         else:
-            self._complaint.say(trouble)
-        self.status |= {"state": "carrying" if trouble is None else "waiting", "alarm": trouble}
+            self._complaint.say(alarm)
+        self.status |= {"state": "carrying" if trouble is None else "waiting", "alarm": alarm}
 
     def standby(self) -> None:
         """Another relay carries the shard."""

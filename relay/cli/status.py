@@ -6,17 +6,15 @@ import click
 from sqlalchemy import text
 
 from outbox.storage import ddl
+from relay.backlog import BACKLOG, MOST
 from relay.cli import options
 
-SHARDS = """
-SELECT s.shard, s.mode, s.source, s.generation, s.epoch, s.delta, l.owner,
-       l.lease_until > clock_timestamp() AS lease_held,
-       (SELECT count(*) FROM (
-            SELECT FROM outbox_event e WHERE e.xid >= pg_snapshot_xmin(s.done)
-            AND NOT pg_visible_in_snapshot(e.xid, s.done) LIMIT 100001) waiting) AS pending
-FROM outbox_shard s LEFT JOIN outbox_lease l USING (shard) ORDER BY s.shard
+SHARDS = f"""
+SELECT s.shard, s.mode, s.source, s.generation, s.epoch, s.delta, behind.owner, behind.lease_held,
+       behind.pending, behind.oldest_pending
+FROM outbox_shard s JOIN ({BACKLOG}) behind USING (shard) ORDER BY s.shard
 """
-"""Pending is counted to 100,000 at most; index outbox_event_xid serves it."""
+"""Pending is counted to 100,000 at most, its age in seconds."""
 
 RELAYS = """
 SELECT instance, started_at, heartbeat, stopped_at, state,
@@ -61,7 +59,9 @@ def _alarms(shards: list[dict[str, Any]], relays: list[dict[str, Any]]) -> list[
 
 def _print(shards: list[dict[str, Any]], relays: list[dict[str, Any]], alarms: list[str]) -> None:
     for s in shards:
-        pending = "more than 100,000" if s["pending"] > 100_000 else f"{s['pending']:,}"
+        pending = f"more than {MOST:,}" if s["pending"] > MOST else f"{s['pending']:,}"
+        if s["oldest_pending"] is not None:
+            pending += f", the oldest {s['oldest_pending']:.1f} s old"
         owner = s["owner"] or "none"
         click.echo(f"shard {s['shard']}: {s['mode']}, owner {owner}, epoch {s['epoch']}, pending {pending}")
     ended = [r for r in relays if not r["alive"]]

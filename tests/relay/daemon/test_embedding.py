@@ -44,7 +44,8 @@ def test_rounds_publish_what_was_committed(scene: Scene, make: Any) -> None:
 
     until(through, 20, lambda: str(relay.status))
     assert threading.active_count() == threads
-    assert relay.status == {"shard": 0, "state": "carrying", "alarm": None, "published": 20}
+    told = {"shard": 0, "state": "carrying", "alarm": None, "published": 20}
+    assert relay.status | told == relay.status
     relay.close()
     assert scene.complaints() == []
     assert scene.value("SELECT next IS NULL FROM outbox_shard") is True, "closing confirms"
