@@ -88,6 +88,9 @@ class RelayConfig(BaseSettings):
     poll_idle: Duration = Field(default=timedelta(milliseconds=100), description="between looks while idle")
     look_rows: int = Field(default=1_000, ge=1, description="events of one delta held in memory at most")
     chunk_rows: int = Field(default=2_000, ge=1, description="rows of a backlog read and sent at a time")
+    transaction_rows: int = Field(
+        default=5_000, ge=1, description="the same in mode transactional: rows in one Kafka transaction"
+    )
     chunk_bytes: int = Field(default=4_194_304, ge=1, description="payload bytes read and sent at a time")
     retention: Duration = Field(
         default=timedelta(minutes=30), description="published events stay readable for at least so long"

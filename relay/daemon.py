@@ -17,7 +17,7 @@ from relay.health import Health
 from relay.lease import Lease
 from relay.metrics import Observed
 from relay.mover import Mover
-from relay.producers import SequencedProducer
+from relay.producers import Kafka
 from relay.ring import EVERY, Ring
 from relay.shard import Shard
 from relay.tenure import Did
@@ -66,7 +66,7 @@ class Relay:
         self._shard = Shard(
             config,
             self._lease,
-            lambda: SequencedProducer(config.kafka_properties),
+            Kafka(config.kafka_properties),
             stopping=lambda: self._bell.stopping,
             status=self._status,
             behind=lambda: self._backlog.alarm(config.shard),

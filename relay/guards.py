@@ -177,22 +177,28 @@ def compare_counters(connection: Connection, state: Progress) -> None:
         )
 
 
+def failed_over(connection: Connection, here: Surroundings, shard: int) -> int | None:
+    """The timeline on which the shard's source began, when it is another one than here."""
+    known = database.execute(connection, NUMBERED_ON, {"shard": shard}).fetchone()
+    return None if known is None or known[0] == here.timeline else int(known[0])
+
+
 def after_fail_over(connection: Connection, here: Surroundings, row: ShardRow, state: Progress) -> Progress:
     """Number under a new source once the timeline has changed; `state` must have no planned delta.
 
     A promoted standby may lack the last numbers that were sent, and none may ever be used twice. Each shard
     changes on its own, once its own plan is finished.
     """
-    known = database.execute(connection, NUMBERED_ON, {"shard": state.shard}).fetchone()
+    known = failed_over(connection, here, state.shard)
     assert here.timeline is not None, "examined on a primary"
-    if known is None or known[0] == here.timeline:
+    if known is None:
         return state
     state = row.new_source(state, here.timeline)
     log.warning(
         "shard %d: timeline %d follows %d, so new events are of source %s",
         state.shard,
         here.timeline,
-        known[0],
+        known,
         state.source,
     )
     return state

@@ -41,10 +41,15 @@ class Outgoing:
                         points.SENDING, shard=self._state.shard, rows=len(rows), last=rows[-1][POSITION]
                     )
                     self._under_way.append((rows[-1][POSITION], len(rows)))
-                    yield Chunk(self._state.stream, rows, targets)
+                    yield self._chunk(rows, targets)
                 if self.stopped_by is not None:
                     return
             self.complete = True
+
+    def _chunk(self, rows: list[Row], targets: list[Target]) -> Chunk:
+        state = self._state
+        assert state.next is not None
+        return Chunk(state.stream, rows, targets, state.done.text, state.next.text)
 
     def arrived(self, low: int) -> int:
         """How many rows belong to the chunks that are now acknowledged as a whole."""

@@ -3,11 +3,29 @@
 CLAIMED = "relay.claimed"
 """The shard is ours: `shard`, `epoch`. Nothing is planned or sent yet under this epoch."""
 
+FENCING = "relay.fencing"
+"""Former producers of the shard are fenced next: `shard`. Mode transactional, and a change of mode."""
+
+TAKEN_OVER = "relay.taken_over"
+"""Row and progress topic agree: `shard`, `low`. Nothing is sent yet under this claim."""
+
+RECORDED = "relay.recorded"
+"""A change of mode: the shard's first progress record is committed, the row says the old mode: `shard`."""
+
+SWITCHED = "relay.switched"
+"""The row says the new mode; nothing is sent in it yet: `shard`, `mode`."""
+
 PLANNED = "relay.planned"
 """A delta is durable and none of it is sent: `shard`, `delta`."""
 
 SENDING = "relay.sending"
 """A chunk goes to the producer next: `shard`, `rows`, `last` (position)."""
+
+SETTLED = "relay.settled"
+"""Mode transactional: the brokers have a whole transaction, uncommitted: `shard`, `last` (position)."""
+
+COMMITTING = "relay.committing"
+"""Its commit is on its way, and nobody knows whether it is in: `shard`, `last`."""
 
 ACKNOWLEDGED = "relay.acknowledged"
 """Every row up to position `low` is in: `shard`, `low`. Not written down yet."""

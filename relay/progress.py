@@ -16,7 +16,7 @@ from relay.snapshot import Snapshot
 
 _ROW = (
     "ctid::text, shard, source, generation, epoch, delta, "
-    "done::text, done_floor, done_xid::text, next::text, next_floor, next_xid::text, low"
+    "done::text, done_floor, done_xid::text, next::text, next_floor, next_xid::text, low, mode, wanted_mode"
 )
 
 # Flushed before it is believed, whatever the session, role or database says: an unflushed plan could be
@@ -98,6 +98,17 @@ RETURNING {_ROW}
 """
 """Number from here on under a name never used before: a promoted standby may lack the last numbers."""
 
+READ_AGAIN = f"SELECT {_ROW} FROM outbox_shard WHERE {{where}} AND epoch = %(epoch)s"
+"""The row as it is, if it is still ours."""
+
+SWITCH = f"""
+UPDATE outbox_shard SET mode = wanted_mode, wanted_mode = NULL, epoch = epoch + 1
+WHERE {{where}} AND epoch = %(epoch)s AND delta = %(delta)s AND wanted_mode = %(wanted)s
+  AND (next IS NULL OR mode = wanted_mode) AND {_FLUSHED}
+RETURNING {_ROW}
+"""
+"""Change how events are sent. The epoch fences whoever would go on as before."""
+
 # Found by its place first: under somebody's old snapshot the row's dead versions pile up and a key look-up
 # walks all of them (0.16 → 7 ms after 150,000 updates).
 _BY_PLACE = "ctid = %(ctid)s::tid AND shard = %(shard)s"
@@ -121,6 +132,8 @@ class Progress:
     next_floor: int | None
     next_xid: str | None
     low: int
+    mode: str
+    wanted_mode: str | None
 
     @property
     def stream(self) -> bytes:
@@ -159,6 +172,12 @@ class ShardRow:
     def advance(self, state: Progress, look: Look) -> Progress:
         return self._move(ADVANCE, state, **_seen(look))
 
+    def read_again(self, state: Progress) -> Progress:
+        return self._move(READ_AGAIN, state)
+
+    def switch(self, state: Progress) -> Progress:
+        return self._move(SWITCH, state, wanted=state.wanted_mode)
+
     def new_source(self, state: Progress, timeline: int) -> Progress:
         return self._move(NEW_SOURCE, state, timeline=timeline)
 
@@ -189,7 +208,7 @@ def _seen(look: Look) -> dict[str, Any]:
 
 
 def _progress(row: tuple[Any, ...]) -> Progress:
-    (ctid, shard, source, generation, epoch, delta, done, floor, xid, *planned, low) = row
+    (ctid, shard, source, generation, epoch, delta, done, floor, xid, *planned, low, mode, wanted) = row
     following, next_floor, next_xid = planned
     return Progress(
         ctid=ctid,
@@ -205,4 +224,6 @@ def _progress(row: tuple[Any, ...]) -> Progress:
         next_floor=next_floor,
         next_xid=next_xid,
         low=low,
+        mode=mode,
+        wanted_mode=wanted,
     )

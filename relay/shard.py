@@ -1,19 +1,20 @@
 """Publish each committed event of one shard, in order and numbered, while its lease is held."""
 
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
 import psycopg
 
 from outbox import hooks
-from outbox.errors import Fenced
-from relay import database, guards, points
+from outbox.errors import ConfigurationError, Fenced
+from relay import database, guards, points, takeover
 from relay.config import RelayConfig
 from relay.database import Connection, Database, OutcomeUnknown
 from relay.lease import Lease
-from relay.producers import Abandoned, Interrupted, Producer, Refused
-from relay.progress import ShardRow
+from relay.producers import Abandoned, Interrupted, Names, Producer, Producers, Refused, Unsettled
+from relay.progress import Progress, ShardRow
 from relay.supervision import Supervision
 from relay.tenure import Did, Tenure
 from relay.topics import UnknownTopic
@@ -37,7 +38,7 @@ class Shard:
         self,
         config: RelayConfig,
         lease: Lease,
-        producer: Callable[[], Producer],
+        producers: Producers,
         *,
         stopping: Callable[[], bool],
         status: dict[str, Any],
@@ -46,8 +47,10 @@ class Shard:
         self._config = config
         self._database = Database(config.url, prepared=config.prepared_statements)
         self._lease = lease
-        self._make_producer = producer
+        self._producers = producers
         self._producer: Producer | None = None
+        self._mode: str | None = None
+        self._switch_at = 0.0
         self._tenure: Tenure | None = None
         self._connections: list[Connection] = []
         self._stopping = stopping
@@ -77,6 +80,14 @@ class Shard:
             if not self._stopping():
                 self.let_go()
             return Did(0, 0.0)
+        except takeover.ModeWanted:
+            self.let_go()
+            return Did(0, 0.0)
+        except Unsettled as unsettled:
+            if not unsettled.expected:
+                return self._again("waiting", str(unsettled))
+            self.let_go()
+            return Did(0, 0.0)
         except UnknownTopic as missing:
             return self._troubled("waiting", str(missing), TROUBLED)
         except Interrupted as interrupted:
@@ -94,8 +105,8 @@ class Shard:
         self._tenure = None
         self._disconnect()
         if self._producer is not None:
+            # It is kept: it may be looking for a row that is refused, over more than one claim.
             self._producer.close()
-            self._producer = None
 
     def finish(self) -> None:
         """Before a clean end: write down what is acknowledged, so that a successor repeats nothing."""
@@ -112,24 +123,80 @@ class Shard:
             database.break_off(connection)
 
     def _begin(self) -> Tenure:
-        """Claim the shard and believe its row; the broker comes first, so that a claim is not idle."""
-        producer = self._producer = self._producer or self._make_producer()
+        """Claim the shard, change its mode if that is wanted, and believe its row."""
+        while True:
+            tenure = self._claim()
+            if tenure is not None:
+                return tenure
+
+    def _claim(self) -> Tenure | None:
+        """One claim; None when it found, or gave, the shard another mode. The broker comes first, so that a
+        claim is not idle."""
+        shard = self._config.shard
+        self._disconnect()
+        connection = self._connected(f"shard {shard}")
+        mode, names = takeover.who(connection, shard)
+        producer = self._producer_for(mode, names)
         self._supervision.trouble = producer.trouble
         cluster = producer.cluster_id()
-        self._disconnect()
-        for purpose in (f"shard {self._config.shard}", f"shard {self._config.shard} reader"):
-            self._connections.append(self._database.connect(purpose))
-        connection, reading = self._connections
+        reading = self._connected(f"shard {shard} reader")
         here = guards.examine(connection, cluster)
-        row = ShardRow(connection, self._config.shard)
+        row = ShardRow(connection, shard)
         state = row.claim()
         hooks.fire(points.CLAIMED, shard=state.shard, epoch=state.epoch)
         guards.compare_counters(connection, state)
+        if state.mode != mode or self._switched(row, state, names):
+            return None
+        failed_over = guards.failed_over(connection, here, shard) is not None
+        state = takeover.take_over(row, state, producer, self._may_go_on, failed_over=failed_over)
         tenure = Tenure(
             self._config, connection, reading, producer, row, state, here, supervision=self._supervision
         )
-        log.info("shard %d: claimed with epoch %d, delta %d", state.shard, state.epoch, state.delta)
+        log.info(
+            "shard %d: claimed with epoch %d, delta %d, mode %s", shard, state.epoch, state.delta, state.mode
+        )
         return tenure
+
+    def _switched(self, row: ShardRow, state: Progress, names: Names) -> bool:
+        """Change the mode if it is wanted, possible and not refused a moment ago."""
+        anew = state.mode == state.wanted_mode
+        if state.wanted_mode is None or (state.next is not None and not anew):
+            return False
+        if time.monotonic() < self._switch_at and not anew:
+            return False
+        recording = self._producers.transactional(names)
+        try:
+            takeover.switch(row, state, recording, self._may_go_on)
+        except (Interrupted, ConfigurationError) as error:
+            if anew or isinstance(error, Abandoned):
+                raise
+            self._switch_at = time.monotonic() + takeover.SWITCH_AGAIN
+            self._supervision.not_switched(f"mode {state.wanted_mode} cannot be had: {error}")
+            return False
+        finally:
+            recording.close()
+        self._supervision.not_switched(None)
+        return True
+
+    def _producer_for(self, mode: str, names: Names) -> Producer:
+        """The one at hand, unless the mode is another now."""
+        if self._producer is None or self._mode != mode:
+            if self._producer is not None:
+                self._producer.close()
+            transactional = mode == takeover.TRANSACTIONAL
+            self._producer = (
+                self._producers.transactional(names) if transactional else self._producers.sequenced()
+            )
+            self._mode = mode
+        return self._producer
+
+    def _may_go_on(self) -> bool:
+        return self._lease.held and not self._stopping()
+
+    def _connected(self, purpose: str) -> Connection:
+        connection = self._database.connect(purpose)
+        self._connections.append(connection)
+        return connection
 
     def _disconnect(self) -> None:
         while self._connections:

@@ -79,6 +79,12 @@ class Supervision:
             self._complaint.say(alarm)
         self.status |= {"state": "carrying" if trouble is None else "waiting", "alarm": alarm}
 
+    def not_switched(self, why: str | None) -> None:
+        """Another mode is wanted, and why it cannot be had; the shard is carried all the same."""
+        self.status["switch"] = why
+        if why is not None:
+            log.warning("%s", why)
+
     def standby(self) -> None:
         """Another relay carries the shard."""
         self.status |= {"state": "standby", "alarm": None}

@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from outbox import hooks
-from relay import guards, points
+from relay import guards, points, takeover
 from relay.config import RelayConfig
 from relay.database import Connection, OutcomeUnknown
 from relay.look import Look, Looker
@@ -37,6 +37,9 @@ SLOW_LOOK = 0.01
 ADVANCE_EVERY = 1.0
 EXAMINE_EVERY = 3600.0
 TOPICS_EVERY = 60.0
+
+MODE_EVERY = 2.0
+"""Seconds between two looks at an idle row for a wanted mode; each plan shows it, too."""
 
 ASK_EVERY = 5.0
 """Seconds between two questions to brokers that seemed to be gone while nothing was sent."""
@@ -72,12 +75,16 @@ class Tenure:
         self._surroundings: guards.Surroundings | None = surroundings
         self._server = surroundings.server
         self._supervision = supervision
+        self._transactional = state.mode == takeover.TRANSACTIONAL
+        self._refused_mode = state.wanted_mode if state.next is None else None
+        rows = config.transaction_rows if self._transactional else config.chunk_rows
         self._looker = Looker(connection, limit=config.look_rows)
-        self._reader = DeltaReader(reading, rows=config.chunk_rows, bytes_=config.chunk_bytes)
+        self._reader = DeltaReader(reading, rows=rows, bytes_=config.chunk_bytes)
         self._topics = Topics(connection, producer)
         self._topics.load(state)
         self._sent = False
         self._noted_low = state.low
+        self._mode_at = self._claimed_at = time.monotonic()
         self._busy_at = self._advanced_at = self._topics_at = self._asked_at = 0.0
         self._examined_at = time.monotonic()
 
@@ -116,6 +123,7 @@ class Tenure:
             self._confirm()
             self.state = guards.after_fail_over(self._connection, self._surroundings, self._row, self.state)
             self._surroundings = None
+        self._change_mode(now)
         if now - self._examined_at >= EXAMINE_EVERY:
             guards.examine(self._connection, None)
             self._examined_at = now
@@ -127,6 +135,17 @@ class Tenure:
                 self._topics.refresh(self.state)
             except TopicRefused as refused:
                 log.warning("%s; its events will halt the shard", refused)
+
+    def _change_mode(self, now: float) -> None:
+        """Let the claim go when another mode is wanted; one that could not be had waits for a while."""
+        if self.state.next is None and now - self._mode_at >= MODE_EVERY:
+            self._mode_at = now
+            self.state = self._row.read_again(self.state)
+        wanted = self.state.wanted_mode
+        refused = wanted == self._refused_mode and now - self._claimed_at < takeover.SWITCH_AGAIN
+        if wanted is not None and not refused:
+            self._confirm()
+            raise takeover.ModeWanted
 
     def _send(self, pages: Generator[list[Row]]) -> int:
         """Deliver the planned delta above `low`. Sets `sent` once every row is acknowledged."""

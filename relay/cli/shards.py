@@ -18,7 +18,8 @@ WHERE CAST(:shard AS integer) IS NULL OR shard = :shard
 """Ask the owner for a mode; asking for the mode that a shard has withdraws an earlier request."""
 
 MODES = """
-SELECT s.shard, s.mode, s.wanted_mode, l.owner, r.state->>'alarm' AS alarm
+SELECT s.shard, s.mode, s.wanted_mode, l.owner,
+       coalesce(r.state->>'switch', r.state->>'alarm') AS alarm
 FROM outbox_shard s
 LEFT JOIN outbox_lease l ON l.shard = s.shard AND l.lease_until > clock_timestamp()
 LEFT JOIN outbox_relay r ON r.instance = l.owner

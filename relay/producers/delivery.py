@@ -28,6 +28,23 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
+class Names:
+    """What a shard is called in Kafka: the same for all its relays, and for no other database."""
+
+    system_identifier: int
+    database_oid: int
+    shard: int
+
+    @property
+    def transactional_id(self) -> str:
+        return f"outbox-relay.{self.system_identifier}.{self.database_oid}.{self.shard}"
+
+    @property
+    def progress_topic(self) -> str:
+        return f"outbox.progress.{self.system_identifier}.{self.database_oid}"
+
+
+@dataclass(frozen=True, slots=True)
 class Recorded:
     """How far a shard is committed in Kafka: all up to `seq` of the delta that leads from `done` to `next`.
 
@@ -126,3 +143,21 @@ class Producer(Protocol):
 
     def close(self) -> None:
         """Give up whatever is not acknowledged and let go of the broker, within seconds."""
+
+
+class RecordingProducer(Producer, Protocol):
+    """A producer that keeps, in Kafka itself, the record of how far its shard is."""
+
+    def fence(self, alive: Callable[[], bool]) -> None:
+        """End whatever former producers of this shard have begun; none of them can commit any more."""
+
+    def begin(self, recorded: Recorded, alive: Callable[[], bool]) -> None:
+        """After `fence`: commit `recorded` alone. Makes the place for such records if there is none."""
+
+
+class Producers(Protocol):
+    """Makes the producer of each mode."""
+
+    def sequenced(self) -> Producer: ...
+
+    def transactional(self, names: Names) -> RecordingProducer: ...

@@ -3,13 +3,13 @@
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient, ConfigResource
 
-from relay.producers.delivery import Interrupted, TopicRefused
+from relay.producers.delivery import Interrupted, Target, TopicRefused
 
 log = logging.getLogger("relay.producer")
 
@@ -89,11 +89,31 @@ class Inquiry:
             raise TopicRefused(topic, explained(found.error))
         raise Interrupted(f"topic {topic!r}: {found.error.str()}")
 
+    def make_sure(self, client: Producer, seen: dict[str, int], targets: Iterable[Target]) -> None:
+        """Send nothing to a topic before it was `seen` by this client with all the partitions needed.
+
+        The client would keep records for it until it appears, or fail them one by one while it does.
+        """
+        for topic, partition in set(targets):
+            if topic not in seen:
+                try:
+                    seen[topic] = self.partitions(client, topic) or 0
+                except TopicRefused as refused:
+                    raise Interrupted(str(refused)) from refused
+            if partition >= seen[topic]:
+                found = seen.pop(topic)
+                state = f"has {found} partitions" if found else "is gone from the broker"
+                raise Interrupted(
+                    f"topic {topic!r} {state}, but events are on their way to its partition {partition}; "
+                    f"create it with at least {partition + 1} partitions and they will go out in order"
+                )
+
     def policy(self, topic: str) -> frozenset[str] | None:
         """What the broker's cleaner does to `topic` (`compact`, `delete`); None when we may not know."""
         resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
+        admin = self.admin()  # its answers end with it
         try:
-            (answer,) = self.admin().describe_configs([resource], request_timeout=METADATA_TIMEOUT).values()
+            (answer,) = admin.describe_configs([resource], request_timeout=METADATA_TIMEOUT).values()
             found = answer.result()["cleanup.policy"].value
         except KafkaException as error:
             code = error.args[0].code()

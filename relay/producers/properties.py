@@ -19,7 +19,7 @@ REQUIRED: dict[str, tuple[Any, str]] = {
 """Fixed, with what would go wrong otherwise."""
 
 REFUSED = {
-    "transactional.id": "mode `sequenced` sends without transactions",
+    "transactional.id": "the relay names each shard itself",
     "partitioner": "the relay chooses the partition itself, like the Java client (murmur2)",
     "request.required.acks": "it is acks by another name",
     "delivery.timeout.ms": "it is message.timeout.ms by another name",
@@ -96,6 +96,31 @@ def checked(given: Mapping[str, Any]) -> dict[str, Any]:
     whole = {"logger": _logger(), **DEFAULTS, **given, **fixed_values}
     _tried(whole)
     return whole
+
+
+TRANSACTION_TIMEOUT = 20_000
+"""Milliseconds after which the broker ends a transaction that nobody goes on with: until then, or until a
+successor fences, readers that are read_committed wait at it."""
+
+
+def transactional(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a transactional producer but for its name. Raises what `checked` raises."""
+    whole = checked(given)
+    timeout = int(given.get("transaction.timeout.ms", TRANSACTION_TIMEOUT))
+    if not 1_000 <= timeout <= 60_000:
+        raise ConfigurationError(
+            f"kafka setting transaction.timeout.ms={timeout} cannot work: shorter than 1000 ends what is "
+            "only slow, longer than 60000 keeps readers waiting for a dead relay; correct it"
+        )
+    # An error ends the whole transaction, so there is no gap to guard against.
+    del whole["enable.gapless.guarantee"]
+    return whole | {
+        "message.timeout.ms": timeout,
+        "transaction.timeout.ms": timeout,
+        "socket.timeout.ms": min(int(whole["socket.timeout.ms"]), timeout),
+        "linger.ms": given.get("linger.ms", 5),
+        "delivery.report.only.error": True,
+    }
 
 
 def _same(value: Any) -> set[str]:

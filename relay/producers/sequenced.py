@@ -8,7 +8,7 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException
 
 from outbox.errors import ConfigurationError
-from relay.producers.delivery import Chunk, Interrupted, Recorded, Refused, TopicRefused
+from relay.producers.delivery import Chunk, Interrupted, Recorded, Refused
 from relay.producers.inquiry import REFUSALS, Inquiry, explained
 from relay.producers.properties import checked
 from relay.producers.session import ALIVE_EVERY, Session, SessionEnded
@@ -42,7 +42,7 @@ class SequencedProducer:
         try:
             for chunk in chunks:
                 for part in self._parts(chunk):
-                    self._make_sure_of_topics(session, part)
+                    self._inquiry.make_sure(session.client, session.partitions, part.targets)
                     session.send(part, alive)
                     yield from session.acknowledged(0, alive)
                     while session.in_flight >= (1 if self._careful(part) else DEPTH):
@@ -95,25 +95,6 @@ class SequencedProducer:
                     "correct the [kafka] settings"
                 ) from error
         return self._session
-
-    def _make_sure_of_topics(self, session: Session, chunk: Chunk) -> None:
-        """Send nothing to a topic before it was seen in this session with all the partitions needed.
-
-        The client would keep records for it until it appears, or fail them one by one while it does.
-        """
-        for topic, partition in set(chunk.targets):
-            if topic not in session.partitions:
-                try:
-                    session.partitions[topic] = self.partitions(topic) or 0
-                except TopicRefused as refused:
-                    raise Interrupted(str(refused)) from refused
-            if partition >= session.partitions[topic]:
-                found = session.partitions.pop(topic)
-                state = f"has {found} partitions" if found else "is gone from the broker"
-                raise Interrupted(
-                    f"topic {topic!r} {state}, but events are on their way to its partition {partition}; "
-                    f"create it with at least {partition + 1} partitions and they will go out in order"
-                )
 
     def _careful(self, chunk: Chunk) -> bool:
         return chunk.rows[0][POSITION] <= self._careful_to

@@ -43,9 +43,14 @@ class Scene:
             "OUTBOX_LEASE": "0.5",
             "OUTBOX_CHUNK_ROWS": "50",
             "OUTBOX_LOOK_ROWS": "100",
+            "OUTBOX_TRANSACTION_ROWS": "50",
             **settings,
         }
         self.session: Session = psycopg.connect(database, autocommit=True)
+
+    def transactional(self) -> None:
+        """The shard shall have mode transactional from its first event on."""
+        self.session.execute("UPDATE outbox_shard SET wanted_mode = 'transactional'")
 
     def write(
         self,
@@ -95,6 +100,10 @@ class Scene:
 
     def arrived(self) -> list[wire.Arrived]:
         return wire.read(self.bootstrap, self.topic)
+
+    def plain_complaints(self) -> list[str]:
+        """What a reader notices that knows nothing of sequences: read_committed, and no more."""
+        return wire.plain_complaints(self.arrived(), self.committed())
 
     def complaints(self) -> list[str]:
         return wire.complaints(self.arrived(), self.committed())

@@ -121,6 +121,14 @@ def complaints(records: Sequence[Arrived], committed: Sequence[tuple[str, str | 
     return wrong
 
 
+def plain_complaints(records: Sequence[Arrived], committed: Sequence[tuple[str, str | None]]) -> list[str]:
+    """What is wrong to a reader without marks: each event exactly once, each key in order."""
+    wrong = complaints(records, committed)
+    if again := repeats(records):
+        wrong.append(f"{again} came again")
+    return wrong + _inversions(records, committed)
+
+
 def repeats(records: Sequence[Arrived]) -> int:
     return len(records) - len({record.id for record in records})
 

@@ -87,7 +87,7 @@ def shard(url: str, broker: MemoryBroker, **settings: Any) -> Shard:
     """A whole shard against the broker in memory."""
     config = RelayConfig(database_url=url, kafka_bootstrap_servers="memory:0", **settings)
     status: dict[str, Any] = {"shard": 0, "state": "starting", "alarm": None, "published": 0}
-    return Shard(config, AlwaysHeld(url), broker.producer, stopping=lambda: False, status=status)
+    return Shard(config, AlwaysHeld(url), broker, stopping=lambda: False, status=status)
 
 
 def drain(carrying: Shard, *, rounds: int = 200) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from outbox import record
 from outbox.record import Mark, Seq
 from relay.envelope import headers
-from relay.producers import Abandoned, Chunk, Recorded
+from relay.producers import Abandoned, Chunk, Names, Recorded, RecordingProducer
 from relay.row import ID, KEY, PAYLOAD
 
 
@@ -34,8 +34,11 @@ class MemoryBroker:
     partition_count: int = 3
     cluster: str | None = "memory"
 
-    def producer(self) -> "MemoryProducer":
+    def sequenced(self) -> "MemoryProducer":
         return MemoryProducer(self)
+
+    def transactional(self, names: Names) -> RecordingProducer:
+        raise NotImplementedError("what a transaction hides or shows is the real broker's business")
 
     def once(self) -> list[Record]:
         """What a reader with marks applies: repeats dropped.

@@ -1,0 +1,205 @@
+"""The progress topic: in each of a shard's Kafka transactions one record of how far the shard is with it."""
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import NewPartitions
+from confluent_kafka.cimpl import NewTopic
+
+from outbox.errors import ConfigurationError, GuardViolation, UndecodableRecord
+from outbox.record import Seq
+from relay.producers.delivery import Abandoned, Interrupted, Recorded
+from relay.producers.inquiry import METADATA_TIMEOUT, UNKNOWN, Inquiry
+
+log = logging.getLogger("relay.producer")
+
+SETTINGS = {
+    "cleanup.policy": "compact",
+    # Only closed segments are compacted, and a take-over reads what is left: keep them small.
+    "segment.bytes": "1048576",
+    "min.cleanable.dirty.ratio": "0.1",
+}
+
+TAIL = 64
+"""Offsets from the end that are read first; the last record almost always lies there."""
+
+SILENT = 10.0
+"""Seconds without any record or end before the reading is given up; the next claim tries again."""
+
+
+class Ledger:
+    """One shard's partition of the progress topic. Whoever reads it has to be the only one who may write."""
+
+    def __init__(self, properties: Mapping[str, Any], inquiry: Inquiry, *, topic: str, shard: int) -> None:
+        self._properties = properties
+        self._inquiry = inquiry
+        self._warned = False
+        self.topic = topic
+        self.shard = shard
+
+    def prepare(self) -> None:
+        """Have the topic with this shard's partition. Raises ConfigurationError naming the command."""
+        admin = self._inquiry.admin()
+        try:
+            found = admin.list_topics(self.topic, timeout=METADATA_TIMEOUT).topics[self.topic]
+            if found.error is not None and found.error.code() not in UNKNOWN:
+                raise KafkaException(found.error)
+            if found.error is not None or not found.partitions:
+                new = NewTopic(
+                    self.topic, num_partitions=self.shard + 1, replication_factor=-1, config=SETTINGS
+                )
+                admin.create_topics([new], operation_timeout=METADATA_TIMEOUT)[self.topic].result()
+                log.info("created topic %s", self.topic)
+            elif len(found.partitions) <= self.shard:
+                more = NewPartitions(self.topic, self.shard + 1)
+                admin.create_partitions([more], operation_timeout=METADATA_TIMEOUT)[self.topic].result()
+            else:
+                self._check()
+        except KafkaException as error:
+            self._not_prepared(error.args[0])
+
+    def read(self, alive: Callable[[], bool]) -> Recorded:
+        """The last committed record, read up to an end that the leader itself names.
+
+        Raises GuardViolation when there is none: a shard gets this mode together with its first record.
+        """
+        consumer = Consumer(
+            {
+                # The producer's own settings would only be warned of here; these say where and as whom.
+                **{name: value for name, value in self._properties.items() if _is_connection(name)},
+                "group.id": f"{self.topic}.{self.shard}",
+                "enable.auto.commit": False,
+                "enable.auto.offset.store": False,
+                "isolation.level": "read_committed",
+                "auto.offset.reset": "earliest",
+                "enable.partition.eof": True,
+                "fetch.wait.max.ms": 10,
+                "error_cb": self._inquiry.complaints.append,
+            }
+        )
+        try:
+            return self._last(consumer, alive)
+        except KafkaException as error:
+            raise Interrupted(f"topic {self.topic}: {error.args[0].str()}") from error
+        finally:
+            consumer.close()
+
+    def _last(self, consumer: Consumer, alive: Callable[[], bool]) -> Recorded:
+        # Asking for the topic first makes its leader known: the first fetch then waits for nothing.
+        known = consumer.list_topics(self.topic, timeout=METADATA_TIMEOUT).topics[self.topic]
+        if known.error is not None or self.shard not in known.partitions:
+            raise self._lost()
+        first, end = consumer.get_watermark_offsets(
+            TopicPartition(self.topic, self.shard), timeout=METADATA_TIMEOUT
+        )
+        depth = TAIL
+        while True:
+            start = max(first, end - depth)
+            found = self._newest(consumer, start, end, alive)
+            if found is not None:
+                return found
+            if start == first:
+                raise self._lost()
+            depth *= 16
+
+    def _newest(self, consumer: Consumer, start: int, end: int, alive: Callable[[], bool]) -> Recorded | None:
+        """The last record from `start` on, read until `end` is reached."""
+        place = TopicPartition(self.topic, self.shard, start)
+        consumer.assign([place])
+        value: bytes | None = None
+        silent = 0.0
+        while consumer.position([place])[0].offset < end:
+            if not alive():
+                raise Abandoned("told to stop while the shard was being taken over")
+            messages = consumer.consume(1000, 0.1)
+            silent = 0.0 if messages else silent + 0.1
+            if silent > SILENT:
+                raise Interrupted(f"topic {self.topic} does not answer")
+            for message in messages:
+                error = message.error()
+                if error is None:
+                    value = message.value()
+                elif error.code() == KafkaError._PARTITION_EOF:
+                    # Markers and aborted records at the end are behind us now.
+                    if (message.offset() or 0) >= end:
+                        return decoded(value, self.topic)
+                else:
+                    raise KafkaException(error)
+        return decoded(value, self.topic)
+
+    def _check(self) -> None:
+        """A topic that somebody else made: its records must not go away with time."""
+        policy = self._inquiry.policy(self.topic)
+        if policy is None and not self._warned:
+            self._warned = True
+            log.warning(
+                "the settings of topic %s may not be read (DESCRIBE_CONFIGS); make sure that its "
+                "cleanup.policy is compact",
+                self.topic,
+            )
+        if policy is not None and policy != {"compact"}:
+            raise ConfigurationError(
+                f"topic {self.topic} has cleanup.policy={','.join(sorted(policy))}, so the shard's last "
+                "record would be deleted with time; run: kafka-configs.sh --alter --entity-type topics "
+                f"--entity-name {self.topic} --add-config cleanup.policy=compact"
+            )
+
+    def _not_prepared(self, error: KafkaError) -> None:
+        if error.code() == KafkaError.TOPIC_ALREADY_EXISTS:
+            return
+        if error.code() in {KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED}:
+            settings = " ".join(f"--config {name}={value}" for name, value in SETTINGS.items())
+            raise ConfigurationError(
+                f"the relay may not create topic {self.topic}; run: kafka-topics.sh --create --topic "
+                f"{self.topic} --partitions {self.shard + 1} {settings}"
+            )
+        raise Interrupted(f"topic {self.topic} cannot be prepared: {error.str()}")
+
+    def _lost(self) -> GuardViolation:
+        return GuardViolation(
+            f"shard {self.shard} is in mode transactional, but topic {self.topic} holds no record of it: the "
+            "topic was emptied, deleted or is another cluster's; what is committed beyond the shard's row is "
+            f"unknown. To go on from the row, which can repeat events, run: outbox-relay shards mode "
+            f"transactional --from-row --shard {self.shard}"
+        )
+
+
+def encoded(recorded: Recorded) -> bytes:
+    """A progress record as it stands in the topic."""
+    document = {"seq": recorded.seq.encode().decode(), "done": recorded.done, "next": recorded.next}
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
+def decoded(value: bytes | None, topic: str) -> Recorded | None:
+    """The record in `value`. Raises GuardViolation when nothing of ours is in it."""
+    if value is None:
+        return None
+    try:
+        found = json.loads(value)
+        return Recorded(Seq.parse(found["seq"].encode()), found["done"], found["next"])
+    except (ValueError, KeyError, TypeError, AttributeError, UndecodableRecord) as error:
+        raise GuardViolation(f"topic {topic} holds what no relay wrote: {value[:100]!r}") from error
+
+
+_CONNECTION = (
+    "bootstrap.servers",
+    "client.",
+    "security.",
+    "sasl.",
+    "ssl.",
+    "socket.",
+    "broker.",
+    "enable.ssl.",
+    "oauth",
+    "https.",
+    "log",
+    "reconnect.",
+)
+
+
+def _is_connection(name: str) -> bool:
+    """Does this property say where the brokers are, who we are, or how to reach them?"""
+    return name.startswith(_CONNECTION)

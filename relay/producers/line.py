@@ -1,0 +1,225 @@
+"""One transactional client: from the fencing of its predecessors to its first error."""
+
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, Producer
+
+from relay.envelope import Headers, headers
+from relay.producers.delivery import Abandoned, Chunk, Interrupted
+from relay.row import KEY, MS, PAYLOAD
+
+ALIVE_EVERY = 0.1
+"""Seconds between two questions whether to go on, while waiting for the broker."""
+
+FENCE_WITHIN = 1.0
+"""Seconds for one attempt to fence predecessors, whose open transaction has to end first."""
+
+ABORT_WITHIN = 2.0
+"""Seconds for a last abort, which frees readers sooner; otherwise the successor's fencing does it."""
+
+CONSEQUENCES = frozenset(
+    {
+        KafkaError._PURGE_QUEUE,
+        KafkaError._PURGE_INFLIGHT,
+        KafkaError._FATAL,
+        KafkaError._STATE,
+    }
+)
+"""Codes that follow from an earlier failure and do not name its cause."""
+
+
+class LineEnded(Interrupted):
+    """The first error ended the client: `cause`. `index`: the row that the client itself refused."""
+
+    def __init__(self, cause: KafkaError, index: int | None = None) -> None:
+        super().__init__(f"the Kafka client ended its transaction: {cause.str()}")
+        self.cause = cause
+        self.index = index
+
+
+class Line:
+    """Carries one transaction at a time: `fill`, `settle`, `commit`, `committed`, and again.
+
+    After any exception only `close` may be called. `complaints` collects what the client says about brokers
+    and logins; it outlives the line.
+    """
+
+    def __init__(self, properties: dict[str, Any], complaints: deque[KafkaError]) -> None:
+        # No reference back to this object: a cycle would keep each ended client and its threads for long.
+        self.client = Producer({**properties, "error_cb": complaints.append})
+        self._failures: deque[KafkaError] = deque()
+        self._begun = False
+        self._commit: _Commit | None = None
+
+    def fence(self, alive: Callable[[], bool]) -> None:
+        """End whatever predecessors of this name have begun; none of them can commit any more."""
+        while True:
+            _go_on(alive)
+            try:
+                self.client.init_transactions(FENCE_WITHIN)
+                return
+            except KafkaException as error:
+                if not error.args[0].retriable():
+                    raise LineEnded(error.args[0]) from error
+                self.client.poll(ALIVE_EVERY)
+
+    def fill(
+        self, chunk: Chunk | None, topic: str, partition: int, progress: bytes, alive: Callable[[], bool]
+    ) -> None:
+        """Begin a transaction: the chunk's records, and behind them `progress` in its own topic.
+
+        Nothing is begun by a relay that overslept its lease.
+        """
+        _go_on(alive)
+        self._begin()
+        failures = self._failures
+
+        def report(error: KafkaError | None, _: object) -> None:
+            if error is not None:
+                failures.append(error)
+
+        if chunk is not None:
+            stream = chunk.stream
+            for index, (row, (to, place)) in enumerate(zip(chunk.rows, chunk.targets, strict=True)):
+                try:
+                    record = (row[PAYLOAD], row[KEY], place, report, row[MS], headers(row, stream))
+                    while not self._produce(to, *record):
+                        self._serve(ALIVE_EVERY, alive)
+                except KafkaException as error:
+                    raise LineEnded(error.args[0], index) from error
+                except ValueError as error:
+                    refused = KafkaError(KafkaError.INVALID_RECORD, f"its headers cannot be sent: {error}")
+                    raise LineEnded(refused, index) from error
+        with _ending():
+            while not self._produce(topic, progress, b"%d" % partition, partition, report, 0, []):
+                self._serve(ALIVE_EVERY, alive)
+
+    def settle(self, alive: Callable[[], bool]) -> None:
+        """Wait until the brokers have every record of the transaction: what follows lies behind it."""
+        while True:
+            with _ending():
+                left = self.client.flush(ALIVE_EVERY)
+            if left == 0:
+                break
+            self._heard(alive)
+        self._heard(alive)
+
+    def commit(self) -> None:
+        """Ask for the commit, and do not wait for it."""
+        self._commit = _Commit(self.client)
+        self._commit.start()
+
+    def committed(self, alive: Callable[[], bool]) -> None:
+        """Wait until the transaction is in. After any exception nobody knows whether it is."""
+        assert self._commit is not None
+        while not self._commit.ended.wait(ALIVE_EVERY):
+            _go_on(alive)
+        if self._commit.error is not None:
+            raise LineEnded(self._commit.error) from None
+        self._commit, self._begun = None, False
+
+    def breathe(self) -> None:
+        """Between transactions: let the client say what it has to say."""
+        if not self._begun:
+            with contextlib.suppress(KafkaException, SystemError):
+                self.client.poll(0)
+
+    def close(self) -> None:
+        """Give up what is not committed. A commit that is on its way may still happen."""
+        if self._commit is not None:
+            self._commit.give_up()
+            return
+        with contextlib.suppress(KafkaException, SystemError):
+            self.client.purge()
+            if self._begun:
+                self.client.abort_transaction(ABORT_WITHIN)
+
+    def _begin(self) -> None:
+        with _ending():
+            self.client.begin_transaction()
+        self._begun = True
+
+    def _produce(
+        self,
+        topic: str,
+        value: bytes | None,
+        key: bytes | None,
+        partition: int,
+        report: Callable[..., None],
+        ms: int,
+        own: Headers,
+    ) -> bool:
+        """False while the client's queue is full."""
+        try:
+            self.client.produce(topic, value, key, partition, on_delivery=report, timestamp=ms, headers=own)
+        except BufferError:
+            if len(self.client) == 0:
+                raise KafkaException(
+                    KafkaError(KafkaError.MSG_SIZE_TOO_LARGE, "larger than queue.buffering.max.kbytes")
+                ) from None
+            return False
+        return True
+
+    def _serve(self, wait: float, alive: Callable[[], bool]) -> None:
+        with _ending():
+            self.client.poll(wait)
+        self._heard(alive)
+
+    def _heard(self, alive: Callable[[], bool]) -> None:
+        if self._failures:
+            causes = [failure for failure in self._failures if failure.code() not in CONSEQUENCES]
+            raise LineEnded(causes[0] if causes else self._failures[0])
+        _go_on(alive)
+
+
+class _Commit(threading.Thread):
+    """One commit on its way. The client's own bound is transaction.timeout.ms, then it says so."""
+
+    def __init__(self, client: Producer) -> None:
+        super().__init__(name="outbox-commit", daemon=True)
+        self._client = client
+        self._given_up = False
+        self.ended = threading.Event()
+        self.error: KafkaError | None = None
+
+    def give_up(self) -> None:
+        self._given_up = True
+
+    def run(self) -> None:
+        try:
+            while not self._given_up and not self._attempt():
+                pass
+        finally:
+            self.ended.set()
+
+    def _attempt(self) -> bool:
+        """True when its outcome is known, or never will be."""
+        try:
+            self._client.commit_transaction(-1)
+        except KafkaException as error:
+            if error.args[0].retriable():
+                return False
+            self.error = error.args[0]
+        except SystemError as error:
+            self.error = KafkaError(KafkaError._FAIL, str(error))
+        return True
+
+
+def _go_on(alive: Callable[[], bool]) -> None:
+    if not alive():
+        raise Abandoned("told to stop while a transaction was open")
+
+
+@contextlib.contextmanager
+def _ending() -> Iterator[None]:
+    """What the client raises ends the line."""
+    try:
+        yield
+    except KafkaException as error:
+        raise LineEnded(error.args[0]) from error
+    except SystemError as error:
+        raise LineEnded(KafkaError(KafkaError._FAIL, str(error))) from error

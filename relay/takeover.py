@@ -1,0 +1,118 @@
+"""Take a shard over, and change its mode, without sending again what Kafka has committed.
+
+The order is the point. Claim (the row's former owners can write nothing more) ▸ fence (they can commit
+nothing more in Kafka) ▸ read the progress topic ▸ read the row again, under our epoch. A row read before the
+topic would be older than the record beside it whenever somebody claimed in between.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable
+
+from outbox import hooks
+from outbox.errors import GuardViolation, SchemaError
+from outbox.record import Seq
+from relay import database, points
+from relay.database import Connection
+from relay.producers import Names, Producer, Recorded, RecordingProducer
+from relay.progress import Progress, ShardRow
+
+log = logging.getLogger("relay.shard")
+
+
+class ModeWanted(Exception):
+    """Somebody asked for another mode, and no delta is under way: claim anew and change it."""
+
+
+SWITCH_AGAIN = 10.0
+"""Seconds before a mode that could not be had is tried again; the shard goes on in the one it has."""
+
+SEQUENCED, TRANSACTIONAL = "sequenced", "transactional"
+
+WHO = """
+SELECT s.mode, (SELECT system_identifier FROM pg_control_system()),
+       (SELECT oid::bigint FROM pg_database WHERE datname = current_database())
+FROM outbox_shard s WHERE s.shard = %(shard)s
+"""
+"""The mode stands in the row, never in a setting: two relays with two opinions would undo each other."""
+
+
+def who(connection: Connection, shard: int) -> tuple[str, Names]:
+    """The shard's mode, and what it is called in Kafka."""
+    row = database.execute(connection, WHO, {"shard": shard}).fetchone()
+    if row is None:
+        raise SchemaError(f"shard {shard} has no row in outbox_shard; restore it from a backup")
+    mode, system, oid = row
+    return mode, Names(system, oid, shard)
+
+
+def take_over(
+    row: ShardRow, state: Progress, producer: Producer, alive: Callable[[], bool], *, failed_over: bool
+) -> Progress:
+    """The claimed row with what Kafka knows beyond it. Raises Fenced, Interrupted or GuardViolation."""
+    recorded = producer.take_over(alive)
+    if recorded is not None:
+        state = reconcile(row.read_again(state), recorded, failed_over=failed_over)
+        hooks.fire(points.TAKEN_OVER, shard=state.shard, low=state.low)
+    return state
+
+
+def reconcile(state: Progress, recorded: Recorded, *, failed_over: bool) -> Progress:
+    """What is acknowledged, by the row and by the last committed record. The row is a lower bound.
+
+    `failed_over`: the server is another one than the shard's last plan was made on, and may lack plans.
+    """
+    seq = recorded.seq
+    if seq.generation > state.generation:
+        raise _contradiction(state, recorded, f"generation {seq.generation} is newer")
+    if (seq.source, seq.generation) != (state.source, state.generation):
+        return state  # nothing is committed yet under the row's own name
+    if seq.delta > state.delta:
+        if not failed_over:
+            raise _contradiction(state, recorded, f"delta {seq.delta} was never planned here")
+        log.warning(
+            "shard %d: the failed server had planned up to delta %d, this one knows %d; events of the plans "
+            "that are lost go out again, under a new source",
+            state.shard,
+            seq.delta,
+            state.delta,
+        )
+        # A delta is planned only when the one before it is in.
+        return state if state.next_floor is None else dataclasses.replace(state, low=state.next_floor)
+    if seq.delta < state.delta or state.next is None:
+        return state
+    if recorded.next != state.next.text:
+        raise _contradiction(state, recorded, "its plan is another one")
+    return dataclasses.replace(state, low=max(state.low, seq.position))
+
+
+def switch(row: ShardRow, state: Progress, producer: RecordingProducer, alive: Callable[[], bool]) -> None:
+    """Give the shard its wanted mode; claim anew afterwards. A crash anywhere: it is done again.
+
+    Between deltas only; but where a shard that is transactional is to go on from its row, wherever it stands.
+    """
+    assert state.wanted_mode is not None
+    producer.fence(alive)
+    if state.wanted_mode == TRANSACTIONAL:
+        # Under our epoch still: otherwise this record would come behind those of the right owner.
+        state = row.read_again(state)
+        producer.begin(recorded(state), alive)
+        hooks.fire(points.RECORDED, shard=state.shard)
+    row.switch(state)
+    hooks.fire(points.SWITCHED, shard=state.shard, mode=state.wanted_mode)
+    log.info("shard %d: mode %s follows %s", state.shard, state.wanted_mode, state.mode)
+
+
+def recorded(state: Progress) -> Recorded:
+    """The progress record that says what the row says."""
+    seq = Seq(state.source, state.generation, state.shard, state.delta, state.low)
+    return Recorded(seq, state.done.text, None if state.next is None else state.next.text)
+
+
+def _contradiction(state: Progress, recorded: Recorded, what: str) -> GuardViolation:
+    return GuardViolation(
+        f"shard {state.shard}: the last record in the progress topic is {recorded.seq.encode().decode()}, "
+        f"the row says {state.stream.decode()}{state.low}: {what}. The database was set back, or the "
+        "topic is another database's. To go on from the row, which can repeat events, run: "
+        f"outbox-relay shards mode transactional --from-row --shard {state.shard}"
+    )
