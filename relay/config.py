@@ -8,7 +8,7 @@ import tomllib
 import uuid
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
@@ -101,6 +101,17 @@ class RelayConfig(BaseSettings):
     health_address: str | None = Field(
         default=None, description="host:port of /healthz, /readyz and /metrics; a port alone binds loopback"
     )
+    wait_for_standby: str = Field(
+        default="",
+        description="send an event only once these standbys flushed its plan: their application_names, "
+        "separated by commas, or how many of any name",
+    )
+    standby_away: Literal["wait", "go on"] = Field(
+        default="wait", description="while they do not answer: wait, or go on with an alarm"
+    )
+    standby_patience: Duration = Field(
+        default=timedelta(seconds=5), description="silence after which a standby counts as away"
+    )
     stop_timeout: Duration = Field(
         default=timedelta(seconds=10), description="how long SIGTERM waits for acknowledgements"
     )
@@ -176,6 +187,26 @@ class RelayConfig(BaseSettings):
         if value < timedelta(0):
             raise ValueError("must not be negative")
         return value
+
+    @field_validator("wait_for_standby")
+    @classmethod
+    def _standbys(cls, value: str) -> str:
+        if value.strip().isdecimal() and int(value) == 0:
+            raise ValueError("must be names or a number from 1; leave it away to wait for none")
+        if value and not all(name.strip() for name in value.split(",")):
+            raise ValueError("holds an empty name")
+        return value
+
+    @property
+    def standby_names(self) -> tuple[str, ...]:
+        """Each has to flush; none named when any will do."""
+        named = [name.strip() for name in self.wait_for_standby.split(",") if name.strip()]
+        return () if self.wait_for_standby.strip().isdecimal() else tuple(dict.fromkeys(named))
+
+    @property
+    def standby_count(self) -> int:
+        """How many have to flush."""
+        return len(self.standby_names) or int(self.wait_for_standby or 0)
 
     @model_validator(mode="after")
     def _guarantees(self) -> "RelayConfig":

@@ -20,7 +20,8 @@ class Supervision:
     """One shard's view of its surroundings. `stopping` says when to take up nothing new.
 
     `status` is written here and read by the heartbeat; `trouble` asks the producer for its last complaint,
-    `behind` whether events wait for too long.
+    `behind` whether events wait for too long; `reservation` is an alarm under which events are carried all
+    the same.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Supervision:
         self.status = status
         self.trouble: Callable[[], str | None] = _nothing
         self._behind = behind
+        self.reservation: str | None = None
         self._stop_timeout = stop_timeout
         self._stop_by: float | None = None
         self._complaint = Complaint(log)
@@ -66,13 +68,13 @@ class Supervision:
         silent, self._heard_at = now - self._heard_at > SILENT, now
         self.status["published"] += rows
         self.status["acknowledged_at"] = round(time.time(), 3)
-        if silent or self.status["alarm"] != self._behind():
+        if silent or self.status["alarm"] != (self.reservation or self._behind()):
             self.well()
 
     def well(self) -> None:
         """Nothing is wrong on our side; what the client says of its brokers shows in `status` too."""
         trouble = self.trouble()
-        alarm = trouble or self._behind()
+        alarm = trouble or self.reservation or self._behind()
         if alarm is None:
             self._complaint.settled()
         else:

@@ -17,6 +17,7 @@ from relay.producers import Producer, TopicRefused
 from relay.progress import Progress, ShardRow
 from relay.reader import DeltaReader
 from relay.row import Row
+from relay.standby import Standbys
 from relay.supervision import Supervision
 from relay.topics import Topics
 
@@ -82,6 +83,7 @@ class Tenure:
         self._reader = DeltaReader(reading, rows=rows, bytes_=config.chunk_bytes)
         self._topics = Topics(connection, producer)
         self._topics.load(state)
+        self._standbys = Standbys(config, connection, supervision) if config.wait_for_standby else None
         self._sent = False
         self._noted_low = state.low
         self._mode_at = self._claimed_at = time.monotonic()
@@ -149,6 +151,8 @@ class Tenure:
 
     def _send(self, pages: Generator[list[Row]]) -> int:
         """Deliver the planned delta above `low`. Sets `sent` once every row is acknowledged."""
+        if self._standbys is not None:
+            self._standbys.wait(self.state)
         outgoing = Outgoing(self._topics, self.state, pages, self._supervision.stopping)
         published = 0
         marked_at = time.monotonic()

@@ -28,6 +28,13 @@ every statement of the hot path on its index whatever the statistics say."""
 CONSUMER_SETTINGS = {"idle_in_transaction_session_timeout": "60s"}
 """An owner frozen between its UPDATE and its COMMIT must not block the next claim for ever."""
 
+STANDBYS = (
+    "CREATE OR REPLACE FUNCTION outbox_standbys(OUT name text, OUT state text, OUT flushed pg_lsn) "
+    "RETURNS SETOF record LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp "
+    "AS 'SELECT application_name, state, flush_lsn FROM pg_stat_replication'"
+)
+"""Who streams from this server and how far it has flushed; a role of its own sees neither."""
+
 APPLICATION_COLUMNS = (
     "id",
     "aggregatetype",
@@ -63,12 +70,16 @@ _TABLES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Roles:
-    """Names of login roles. An application that also consumes is named twice."""
+    """Names of login roles. An application that also consumes is named twice.
+
+    `standbys`: the relay may ask how far each standby has flushed, and no more of the server's statistics.
+    """
 
     application: Sequence[str] = ()
     relay: Sequence[str] = ()
     consumer: Sequence[str] = ()
     reader: Sequence[str] = ()
+    standbys: bool = False
 
 
 def statements(roles: Roles, *, create: bool = False) -> list[str]:
@@ -81,6 +92,8 @@ def statements(roles: Roles, *, create: bool = False) -> list[str]:
         sql += _application(quote(role))
     for role in roles.relay:
         sql += _relay(quote(role))
+    if roles.standbys:
+        sql += _standbys([quote(role) for role in roles.relay])
     for role in roles.consumer:
         sql += _consumer(quote(role))
     for role in roles.reader:
@@ -123,6 +136,15 @@ def _relay(role: str) -> list[str]:
         f"GRANT EXECUTE ON FUNCTION outbox_move(integer) TO {role}",
         f"GRANT SELECT ON outbox_schema TO {role}",
         *_settings(role, RELAY_SETTINGS),
+    ]
+
+
+def _standbys(relays: Sequence[str]) -> list[str]:
+    """To be run by a superuser or a member of pg_read_all_stats, whose right the function lends."""
+    return [
+        STANDBYS,
+        "REVOKE ALL ON FUNCTION outbox_standbys() FROM PUBLIC",
+        *(f"GRANT EXECUTE ON FUNCTION outbox_standbys() TO {relay}" for relay in relays),
     ]
 
 

@@ -72,6 +72,13 @@ def sql() -> None:
     "--consumer", multiple=True, help="Role that consumes (name it as --application too if it emits)."
 )
 @click.option("--reader", multiple=True, help="Role that may look at everything.")
+@click.option(
+    "--wait-for-standby",
+    "standbys",
+    is_flag=True,
+    help="Let the relay see how far standbys have flushed. To be run as a superuser or a member of "
+    "pg_read_all_stats.",
+)
 @click.option("--create", is_flag=True, help="Create roles that do not exist (LOGIN, without password).")
 @click.option("--yes", is_flag=True, help="Run the statements instead of printing them.")
 def roles(database_url: str | None, create: bool, yes: bool, **names: Any) -> None:
