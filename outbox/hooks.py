@@ -9,6 +9,7 @@ What services pass on the writing side:
     outbox.opened   pending=   a transaction emitted or cancelled its first event; `pending.rows` and
                                `pending.cancelled` follow it
     outbox.written  count=     its events are inserted, its COMMIT comes next
+    outbox.committed  count=     they are committed, and their connection goes back to its pool
     outbox.retried  function=, attempt=   a transaction is about to run again, for its timing alone
 """
 

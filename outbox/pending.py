@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary, WeakSet
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import NestedTransaction, RootTransaction
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from outbox import hooks
 from outbox.errors import ConfigurationError, EmitError, NoTransaction
@@ -68,6 +69,9 @@ class Pending:
 _pending: WeakKeyDictionary[RootTransaction, Pending] = WeakKeyDictionary()
 _listening: WeakSet[Engine] = WeakSet()
 _lock = threading.Lock()
+
+_WRITTEN = "outbox.written"
+"""In a pooled connection's `info`: how many events its transaction wrote. Gone when that was rolled back."""
 
 
 def of(connection: Connection) -> Pending | None:
@@ -146,6 +150,7 @@ def write(connection: Connection, pending: Pending) -> None:
             connection.exec_driver_sql(*insert(now))
     except DBAPIError as error:
         refuse(error, error.orig)
+    connection.info[_WRITTEN] = len(rows)
     hooks.fire("outbox.written", count=len(rows))
 
 
@@ -157,6 +162,7 @@ def _listen(engine: Engine) -> None:
         if engine not in _listening:
             for name, listener in _LISTENERS.items():
                 event.listen(engine, name, listener)
+            event.listen(engine, "checkin", _on_checkin)
             _listening.add(engine)
 
 
@@ -180,7 +186,14 @@ def _on_commit_twophase(connection: Connection, _xid: object, is_prepared: bool)
         _on_commit(connection)
 
 
+def _on_checkin(_connection: object, record: ConnectionPoolEntry) -> None:
+    """SQLAlchemy tells of a commit before it, and of nothing after it but this."""
+    if count := record.info.pop(_WRITTEN, 0):
+        hooks.fire("outbox.committed", count=count)
+
+
 def _on_rollback(connection: Connection) -> None:
+    connection.info.pop(_WRITTEN, None)
     if pending := of(connection):
         pending.drop()
 

@@ -29,7 +29,7 @@ _MINE = "coalesce(hashtextextended(e.aggregateid, 0) & 255, 0) BETWEEN s.lo AND 
 
 BACKLOG = f"""
 SELECT s.shard, s.epoch, l.owner, coalesce(l.lease_until > clock_timestamp(), false) AS lease_held,
-       waiting.events AS pending, waiting.oldest AS oldest_pending
+       waiting.events AS pending, waiting.oldest AS oldest_pending{{more}}
 FROM outbox_shard s LEFT JOIN outbox_lease l USING (shard), LATERAL (
     SELECT count(*) AS events,
            CASE WHEN count(*) > 0
@@ -56,9 +56,8 @@ FROM outbox_shard s LEFT JOIN outbox_lease l USING (shard), LATERAL (
 """What is not acknowledged, per shard, up to a bound. By transaction (index outbox_event_xid), but the
 acknowledged part of a large delta is skipped by position (index outbox_event_position)."""
 
-PARKED = """
-SELECT shard, count(*) FROM outbox_parked GROUP BY shard
-"""
+PARKED = """,
+       (SELECT count(*) FROM outbox_hold h JOIN outbox_parked USING (hold) WHERE h.shard = s.shard)"""
 
 HAS_PARKED = "SELECT to_regclass('outbox_parked') IS NOT NULL"
 
@@ -86,6 +85,7 @@ class Backlog:
         self._database = where
         self._limit = limit.total_seconds()
         self._connection: Connection | None = None
+        self._statement = ""
         self.shards: tuple[ShardBacklog, ...] | None = None
         """The last survey; None while the database does not answer."""
 
@@ -119,12 +119,7 @@ class Backlog:
     def _survey(self) -> tuple[ShardBacklog, ...]:
         if self._connection is None:
             self._connection = self._database.connect("backlog", answer_within=ANSWER_WITHIN)
-        connection = self._connection
-        found = database.execute(connection, BACKLOG).fetchall()
-        parked: dict[int, int] = {}
-        if database.execute(connection, HAS_PARKED).fetchone() == (True,):
-            parked = dict(database.execute(connection, PARKED).fetchall())
-        return tuple(
-            ShardBacklog(shard, epoch, owner, held, pending, oldest, parked.get(shard, 0))
-            for shard, epoch, owner, held, pending, oldest in found
-        )
+            parks = database.execute(self._connection, HAS_PARKED).fetchone() == (True,)
+            self._statement = BACKLOG.format(more=PARKED if parks else "")
+        found = database.execute(self._connection, self._statement).fetchall()
+        return tuple(ShardBacklog(*row) for row in found)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from outbox import hooks
 from relay import loop
 from relay.backlog import Backlog
 from relay.config import RelayConfig
@@ -41,7 +42,8 @@ class Relay:
     """Publish each committed event of one database, in order, for as long as it runs.
 
     `run()` blocks until SIGTERM, SIGINT or `stop()`; `run_once()` does one round for a caller that loops
-    itself. `ring()` is the doorbell of a service in the same process: it saves the wait for the next look.
+    itself. `ring()` is the doorbell of a service in the same process: it saves the wait for the next look. An
+    Outbox in this process rings by itself while `run()` runs.
     """
 
     def __init__(self, config: RelayConfig) -> None:
@@ -131,7 +133,7 @@ class Relay:
         """Carry events until told to stop. Raises what an operator has to mend (schema, rights, identity)."""
         log.info("relay %s: database %s", self._config.instance, Database(self._config.url))
         bells = [loop.Bell() for _ in range(4)]
-        with _stopped_by_signals(self), self._healthy():
+        with _stopped_by_signals(self), self._healthy(), self._rung():
             beside = [
                 self._beside("lease", self._renew, bells[0]),
                 self._beside("ring", self._turn_ring, bells[1]),
@@ -166,6 +168,20 @@ class Relay:
             self.close()
         finally:
             self._ended.stop()
+
+    @contextmanager
+    def _rung(self) -> Iterator[None]:
+        """What services in this process commit meanwhile rings the bell by itself."""
+
+        def hear(point: str, _facts: dict[str, Any]) -> None:
+            if point == "outbox.committed":
+                self.ring()
+
+        unsubscribe = hooks.subscribe(hear)
+        try:
+            yield
+        finally:
+            unsubscribe()
 
     @contextmanager
     def _healthy(self) -> Iterator[None]:

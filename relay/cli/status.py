@@ -12,7 +12,7 @@ from relay.cli import options
 SHARDS = f"""
 SELECT s.shard, s.mode, s.source, s.generation, s.epoch, s.delta, behind.owner, behind.lease_held,
        behind.pending, behind.oldest_pending
-FROM outbox_shard s JOIN ({BACKLOG}) behind USING (shard) ORDER BY s.shard
+FROM outbox_shard s JOIN ({BACKLOG.format(more="")}) behind USING (shard) ORDER BY s.shard
 """
 """Pending is counted to 100,000 at most, its age in seconds."""
 

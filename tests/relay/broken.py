@@ -3,7 +3,9 @@
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
+import relay.database
 import relay.lease
 import relay.outgoing
 import relay.producers.sequenced
@@ -23,6 +25,17 @@ def impatient() -> None:
     relay.shard.HALTED = relay.shard.TROUBLED = 0.2
     relay.tenure.TOPICS_EVERY = 0.2
     relay.tenure.ASK_EVERY = relay.supervision.SILENT = 0.5
+
+
+def counted() -> None:
+    """No rule broken: each statement that is sent is announced."""
+    wait = relay.database.Connection.wait
+
+    def counting(self: Any, *args: Any, **kwargs: Any) -> Any:
+        hooks.fire("statement")
+        return wait(self, *args, **kwargs)
+
+    relay.database.Connection.wait = counting  # type: ignore[method-assign]
 
 
 def forgets_the_plan() -> None:
@@ -74,6 +87,7 @@ SABOTAGE = {
     work.__name__: work
     for work in (
         impatient,
+        counted,
         forgets_the_plan,
         confirms_before_it_sends,
         scatters_keys,
