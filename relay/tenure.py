@@ -108,7 +108,7 @@ class Tenure:
         pages = self._reader.chunks(self.state) if look.rows is None else page(look.rows)
         published = self._send(pages)
         self._busy_at = time.monotonic()
-        return Did(published, 0.0 if look.rows is None else self._config.poll_busy.total_seconds())
+        return Did(published, 0.0)
 
     def finish(self) -> None:
         """Before a clean end: write down what is acknowledged, so that a successor repeats nothing."""

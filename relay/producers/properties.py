@@ -44,6 +44,8 @@ DEFAULTS: dict[str, Any] = {
     # A paused leader stalls us for this long (54 s by default, 7.4 s so).
     "socket.timeout.ms": 6_000,
     "socket.keepalive.enable": True,
+    # A small request behind another one would wait for the first one's answer, or 40 ms for its ACK.
+    "socket.nagle.disable": True,
     "topic.metadata.refresh.interval.ms": 30_000,
     "reconnect.backoff.max.ms": 2_000,
 }
