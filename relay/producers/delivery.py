@@ -62,10 +62,17 @@ def address(rows: Iterable[Row], resolve: Callable[[bytes], tuple[str, int]]) ->
     A row without a key goes by its position, so that a repeat lands where the first copy did.
     `resolve` gives a topic's name and partition count.
     """
+    known: dict[bytes, list[Target]] = {}
+    last, places = None, []
     for row in rows:
-        topic, partitions = resolve(row[TOPIC])
+        if row[TOPIC] != last:
+            last = row[TOPIC]
+            if last not in known:
+                name, partitions = resolve(last)
+                known[last] = [(name, number) for number in range(partitions)]
+            places = known[last]
         key = row[KEY]
-        yield topic, murmur2(key, partitions) if key is not None else row[POSITION] % partitions
+        yield places[murmur2(key, len(places)) if key is not None else row[POSITION] % len(places)]
 
 
 class Interrupted(Exception):

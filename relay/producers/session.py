@@ -89,10 +89,9 @@ class Session:
         # What failed meanwhile must be known first: behind a topic that vanished and came back, the client
         # takes later records and writes them. Nor does a relay that overslept its lease begin anything.
         self._serve(0, alive)
-        last = {target: i for i, target in enumerate(chunk.targets)}
-        rows = chunk.rows
+        last = dict(zip(chunk.targets, range(len(chunk.rows)), strict=True))
+        rows, stream = chunk.rows, chunk.stream
         flight = _Flight(rows[-1][POSITION], len(last), rows[0] if len(rows) == 1 else None)
-        reporters = set(last.values())
         delivered, failures = self._delivered, self._failures
 
         def report(error: KafkaError | None, _: object) -> None:
@@ -102,18 +101,36 @@ class Session:
                 failures.append((flight, error))
 
         def report_failure(error: KafkaError | None, _: object) -> None:
-            # Every record has it (0.04 s in 100,000): a failure behind which others succeed is a gap.
+            # Every record has it (0.02 s in 100,000): a failure behind which others succeed is a gap.
             if error is not None:
                 failures.append((flight, error))
 
+        callbacks = [report_failure] * len(rows)
+        for i in last.values():
+            callbacks[i] = report
         if not self._flights:
             self.progressed_at = time.monotonic()
         self._flights.append(flight)
         self.handed = flight.last
-        for i, (row, (topic, partition)) in enumerate(zip(rows, chunk.targets, strict=True)):
-            callback = report if i in reporters else report_failure
-            while not self._produce(row, topic, partition, chunk.stream, callback):
-                self._serve(ALIVE_EVERY, alive)
+        produce = self._client.produce
+        for row, (topic, partition), callback in zip(rows, chunk.targets, callbacks, strict=True):
+            try:
+                # By position (…, callback, on_delivery, timestamp, headers): by name 0.06 s more in 100,000.
+                record = (
+                    topic,
+                    row[PAYLOAD],
+                    row[KEY],
+                    partition,
+                    callback,
+                    None,
+                    row[MS],
+                    headers(row, stream),
+                )
+                produce(*record)
+            except BufferError:
+                self._press(record, alive)
+            except (KafkaException, ValueError) as error:
+                self._refused(error)
 
     def acknowledged(self, wait: float, alive: Callable[[], bool]) -> Iterator[int]:
         """Serve reports for at most `wait` seconds; yield the last position of each chunk now complete."""
@@ -143,29 +160,24 @@ class Session:
         while self._flights and self._flights[0].pending == 0 and not self._flights[0].failed:
             yield self._flights.popleft().last
 
-    def _produce(
-        self, row: Row, topic: str, partition: int, stream: bytes, callback: Callable[..., None]
-    ) -> bool:
-        """False while the client's queue is full."""
-        try:
-            self._client.produce(
-                topic,
-                row[PAYLOAD],
-                row[KEY],
-                partition,
-                on_delivery=callback,
-                timestamp=row[MS],
-                headers=headers(row, stream),
-            )
-        except BufferError:
+    def _press(self, record: tuple[Any, ...], alive: Callable[[], bool]) -> None:
+        """Wait for room in the client's queue."""
+        while True:
             if len(self._client) == 0:
                 self._refuse(KafkaError.MSG_SIZE_TOO_LARGE, "larger than queue.buffering.max.kbytes")
-            return False
-        except KafkaException as error:
+            self._serve(ALIVE_EVERY, alive)
+            try:
+                return self._client.produce(*record)
+            except BufferError:
+                continue
+            except (KafkaException, ValueError) as error:
+                self._refused(error)
+
+    def _refused(self, error: KafkaException | ValueError) -> NoReturn:
+        """The client takes this row never, or nothing any more."""
+        if isinstance(error, KafkaException):
             self._end(error.args[0], error)
-        except ValueError as error:
-            self._refuse(KafkaError.INVALID_RECORD, f"its headers cannot be sent: {error}")
-        return True
+        self._refuse(KafkaError.INVALID_RECORD, f"its headers cannot be sent: {error}")
 
     def _refuse(self, code: int, reason: str) -> NoReturn:
         self._end(KafkaError(code, reason), None)

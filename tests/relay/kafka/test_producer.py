@@ -172,17 +172,11 @@ def test_the_test_finds_out_a_producer_that_goes_on_behind_an_error(
         self._failures.clear()
         self._delivered.clear()
 
-    def produced(self: session.Session, *arguments: object) -> bool:
-        try:
-            return bool(produce(self, *arguments))  # type: ignore[arg-type]
-        except session.SessionEnded:
-            self._flights[-1].pending = 0
-            self._open = True
-            return True
+    def refused(self: session.Session, _: Exception) -> None:
+        self._flights[-1].pending = 0
 
-    produce = session.Session._produce
     monkeypatch.setattr(session.Session, "_serve", served)
-    monkeypatch.setattr(session.Session, "_produce", produced)
+    monkeypatch.setattr(session.Session, "_refused", refused)
     monkeypatch.setattr(session.Session, "close", lambda self: None)
     _, arrived = through_a_vanished_topic(kafka, producer, topic("vanishing", 2))
     assert gaps(arrived) != []
