@@ -91,6 +91,9 @@ class RelayConfig(BaseSettings):
     transaction_rows: int = Field(
         default=5_000, ge=1, description="the same in mode transactional: rows in one Kafka transaction"
     )
+    compacted_topics: Literal["refuse", "allow"] = Field(
+        default="refuse", description="whether mode sequenced may send to compacted topics"
+    )
     chunk_bytes: int = Field(default=4_194_304, ge=1, description="payload bytes read and sent at a time")
     retention: Duration = Field(
         default=timedelta(minutes=30), description="published events stay readable for at least so long"

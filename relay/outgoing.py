@@ -11,7 +11,7 @@ from relay import points
 from relay.producers import Chunk, Refused, Target, TopicRefused, address
 from relay.progress import Progress
 from relay.row import POSITION, TOPIC, Row
-from relay.topics import Topics, UnknownTopic
+from relay.topics import Topics, UnfitTopic
 
 
 class Outgoing:
@@ -27,7 +27,7 @@ class Outgoing:
         self._under_way: deque[tuple[int, int]] = deque()
         self.complete = False
         self.stopped_by: Exception | None = None
-        """Why it ended before the delta did: UnknownTopic, or Refused for a row whose topic never will be."""
+        """Why it ended before the delta did: UnfitTopic, or Refused for a row whose topic never will be."""
 
     def chunks(self) -> Generator[Chunk]:
         """Close it to end the reading too, before the connection is closed."""
@@ -63,12 +63,12 @@ class Outgoing:
         resolve = partial(self._topics.resolve, self._state)
         try:
             return page, list(address(page, resolve))
-        except (UnknownTopic, TopicRefused) as stop:
+        except (UnfitTopic, TopicRefused) as stop:
             rows = [*takewhile(partial(_goes_elsewhere, stop.topic.encode()), page)]
             if isinstance(stop, TopicRefused):
                 self.stopped_by = Refused(page[len(rows)], stop.reason)
             else:
-                self.stopped_by = UnknownTopic(stop.topic)
+                self.stopped_by = stop
             return rows, list(address(rows, resolve))
 
 

@@ -104,7 +104,7 @@ READ_AGAIN = f"SELECT {_ROW} FROM outbox_shard WHERE {{where}} AND epoch = %(epo
 SWITCH = f"""
 UPDATE outbox_shard SET mode = wanted_mode, wanted_mode = NULL, epoch = epoch + 1
 WHERE {{where}} AND epoch = %(epoch)s AND delta = %(delta)s AND wanted_mode = %(wanted)s
-  AND (next IS NULL OR mode = wanted_mode) AND {_FLUSHED}
+  AND low = %(low)s AND {_FLUSHED}
 RETURNING {_ROW}
 """
 """Change how events are sent. The epoch fences whoever would go on as before."""
@@ -176,7 +176,7 @@ class ShardRow:
         return self._move(READ_AGAIN, state)
 
     def switch(self, state: Progress) -> Progress:
-        return self._move(SWITCH, state, wanted=state.wanted_mode)
+        return self._move(SWITCH, state, wanted=state.wanted_mode, low=state.low)
 
     def new_source(self, state: Progress, timeline: int) -> Progress:
         return self._move(NEW_SOURCE, state, timeline=timeline)

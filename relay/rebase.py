@@ -106,11 +106,16 @@ UPDATE outbox_shard
 SET source = %(source)s, generation = 1, epoch = epoch + 1, timeline = %(timeline)s,
     delta = greatest(delta + 1, (extract(epoch FROM clock_timestamp()) * 1000)::bigint),
     done = %(done)s, done_floor = %(floor)s, done_xid = %(after)s::xid8,
-    next = NULL, next_floor = NULL, next_xid = NULL, low = 0, job = NULL, frozen = false
+    next = NULL, next_floor = NULL, next_xid = NULL, low = 0, job = NULL, frozen = false,
+    wanted_mode = CASE mode WHEN 'transactional' THEN mode ELSE wanted_mode END
 """
 
-NEXT_SOURCE = "UPDATE outbox_shard SET epoch = epoch + 1, timeline = 0"
-"""No server has timeline 0: each shard finishes what it planned, then begins a source never used before."""
+NEXT_SOURCE = """
+UPDATE outbox_shard SET epoch = epoch + 1, timeline = 0,
+    wanted_mode = CASE mode WHEN 'transactional' THEN mode ELSE wanted_mode END
+"""
+"""No server has timeline 0: each shard finishes what it planned, then begins a source never used before. What
+a shard is called in Kafka follows the server's identity: a transactional one begins its records anew."""
 
 CANCEL_RESHARD = "DELETE FROM outbox_reshard"
 

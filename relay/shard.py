@@ -17,7 +17,7 @@ from relay.producers import Abandoned, Interrupted, Names, Producer, Producers, 
 from relay.progress import Progress, ShardRow
 from relay.supervision import Supervision
 from relay.tenure import Did, Tenure
-from relay.topics import UnknownTopic
+from relay.topics import UnfitTopic
 
 log = logging.getLogger("relay.shard")
 
@@ -51,6 +51,7 @@ class Shard:
         self._producer: Producer | None = None
         self._mode: str | None = None
         self._switch_at = 0.0
+        self._inside: Progress | None = None
         self._tenure: Tenure | None = None
         self._connections: list[Connection] = []
         self._stopping = stopping
@@ -80,7 +81,8 @@ class Shard:
             if not self._stopping():
                 self.let_go()
             return Did(0, 0.0)
-        except takeover.ModeWanted:
+        except takeover.ModeWanted as wanted:
+            self._inside = wanted.inside
             self.let_go()
             return Did(0, 0.0)
         except Unsettled as unsettled:
@@ -88,8 +90,8 @@ class Shard:
                 return self._again("waiting", str(unsettled))
             self.let_go()
             return Did(0, 0.0)
-        except UnknownTopic as missing:
-            return self._troubled("waiting", str(missing), TROUBLED)
+        except UnfitTopic as unfit:
+            return self._troubled("waiting", str(unfit), TROUBLED)
         except Interrupted as interrupted:
             return self._troubled("waiting", str(interrupted), TROUBLED)
         except Refused as refused:
@@ -159,8 +161,9 @@ class Shard:
 
     def _switched(self, row: ShardRow, state: Progress, names: Names) -> bool:
         """Change the mode if it is wanted, possible and not refused a moment ago."""
+        inside, self._inside = self._inside, None
         anew = state.mode == state.wanted_mode
-        if state.wanted_mode is None or (state.next is not None and not anew):
+        if not takeover.switchable(state, inside):
             return False
         if time.monotonic() < self._switch_at and not anew:
             return False

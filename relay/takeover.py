@@ -21,7 +21,14 @@ log = logging.getLogger("relay.shard")
 
 
 class ModeWanted(Exception):
-    """Somebody asked for another mode, and no delta is under way: claim anew and change it."""
+    """Somebody asked for another mode, and nothing is under way: claim anew and change it.
+
+    `inside`: the row when nothing of its delta beyond `low` was given to any producer.
+    """
+
+    def __init__(self, inside: Progress | None = None) -> None:
+        super().__init__("another mode is wanted")
+        self.inside = inside
 
 
 SWITCH_AGAIN = 10.0
@@ -63,7 +70,7 @@ def reconcile(state: Progress, recorded: Recorded, *, failed_over: bool) -> Prog
     `failed_over`: the server is another one than the shard's last plan was made on, and may lack plans.
     """
     seq = recorded.seq
-    if seq.generation > state.generation:
+    if seq.source == state.source and seq.generation > state.generation:
         raise _contradiction(state, recorded, f"generation {seq.generation} is newer")
     if (seq.source, seq.generation) != (state.source, state.generation):
         return state  # nothing is committed yet under the row's own name
@@ -86,11 +93,25 @@ def reconcile(state: Progress, recorded: Recorded, *, failed_over: bool) -> Prog
     return dataclasses.replace(state, low=max(state.low, seq.position))
 
 
-def switch(row: ShardRow, state: Progress, producer: RecordingProducer, alive: Callable[[], bool]) -> None:
-    """Give the shard its wanted mode; claim anew afterwards. A crash anywhere: it is done again.
+def switchable(state: Progress, inside: Progress | None) -> bool:
+    """May the mode be changed at this row?
 
-    Between deltas only; but where a shard that is transactional is to go on from its row, wherever it stands.
+    Between deltas. Inside one only where its owner stood before the row and nobody came in between: what
+    else was sent of a delta in mode sequenced, nobody knows. And a transactional shard that is to go on from
+    its row may do so wherever that stands.
     """
+    if state.wanted_mode is None:
+        return False
+    stood = inside is not None and (inside.delta, inside.low, inside.epoch + 1) == (
+        state.delta,
+        state.low,
+        state.epoch,
+    )
+    return state.next is None or state.mode == state.wanted_mode or stood
+
+
+def switch(row: ShardRow, state: Progress, producer: RecordingProducer, alive: Callable[[], bool]) -> None:
+    """Give a `switchable` shard its wanted mode; claim anew afterwards. After a crash it is done again."""
     assert state.wanted_mode is not None
     producer.fence(alive)
     if state.wanted_mode == TRANSACTIONAL:

@@ -19,7 +19,7 @@ from relay.reader import DeltaReader
 from relay.row import Row
 from relay.standby import Standbys
 from relay.supervision import Supervision
-from relay.topics import Topics
+from relay.topics import CompactedTopic, Topics
 
 log = logging.getLogger("relay.shard")
 
@@ -81,7 +81,9 @@ class Tenure:
         rows = config.transaction_rows if self._transactional else config.chunk_rows
         self._looker = Looker(connection, limit=config.look_rows)
         self._reader = DeltaReader(reading, rows=rows, bytes_=config.chunk_bytes)
-        self._topics = Topics(connection, producer)
+        self._topics = Topics(
+            connection, producer, compacted=self._transactional or config.compacted_topics == "allow"
+        )
         self._topics.load(state)
         self._standbys = Standbys(config, connection, supervision) if config.wait_for_standby else None
         self._sent = False
@@ -170,9 +172,17 @@ class Tenure:
                 self._supervision.heard(rows)
                 published += rows
         if outgoing.stopped_by is not None:
+            self._stand_before(outgoing.stopped_by)
             raise outgoing.stopped_by
         self._sent = outgoing.complete
         return published
+
+    def _stand_before(self, stop: Exception) -> None:
+        """A compacted topic waits for another mode, and gets it here: nothing beyond `low` was given away."""
+        if isinstance(stop, CompactedTopic):
+            self.state, self._noted_low = self._row.mark_low(self.state, self.state.low), self.state.low
+            if self.state.wanted_mode is not None:
+                raise takeover.ModeWanted(self.state)
 
     def _idle(self, look: Look, *, slow: bool) -> float:
         """Nothing is new: do what was put off, then rest the longer the quieter it is."""

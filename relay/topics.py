@@ -5,6 +5,7 @@ until that delta is done, whatever the broker says meanwhile.
 """
 
 import logging
+from collections.abc import Collection
 from typing import Any, Protocol
 
 from outbox.errors import Fenced
@@ -44,23 +45,47 @@ class Metadata(Protocol):
     def partitions(self, topic: str) -> int | None:
         """How many partitions `topic` has now; None when the broker does not know it."""
 
+    def compacted(self, topics: Collection[str]) -> frozenset[str]:
+        """Which of `topics` keep only the last record of a key, as far as we may know."""
 
-class UnknownTopic(Exception):
+
+class UnfitTopic(Exception):
+    """Nothing goes to a topic as it is; its events wait, in order, until that is mended."""
+
+    def __init__(self, topic: str, said: str) -> None:
+        super().__init__(f"topic {topic!r} {said}")
+        self.topic = topic
+
+
+class UnknownTopic(UnfitTopic):
     """A topic that events are addressed to does not exist on the broker."""
 
     def __init__(self, topic: str) -> None:
         super().__init__(
-            f"topic {topic!r} does not exist on the broker; create it, and its events will go out in order"
+            topic, "does not exist on the broker; create it, and its events will go out in order"
         )
-        self.topic = topic
+
+
+class CompactedTopic(UnfitTopic):
+    """A compacted topic in mode sequenced: a stalled relay's late record could stay as a key's last value."""
+
+    def __init__(self, topic: str) -> None:
+        super().__init__(
+            topic,
+            "is compacted, and in mode sequenced the late record of a stalled relay could stay as the last "
+            "value of its key; run: outbox-relay shards mode transactional (or, when every reader uses this "
+            "framework's marks and reads all records, set OUTBOX_COMPACTED_TOPICS=allow)",
+        )
 
 
 class Topics:
     """Partition counts for one shard's owner."""
 
-    def __init__(self, connection: Connection, metadata: Metadata) -> None:
+    def __init__(self, connection: Connection, metadata: Metadata, *, compacted: bool = True) -> None:
+        """`compacted`: may events go to compacted topics?"""
         self._connection = connection
         self._metadata = metadata
+        self._compacted = compacted
         self._counts: dict[bytes, tuple[str, int]] = {}
 
     def load(self, state: Progress) -> None:
@@ -71,7 +96,7 @@ class Topics:
     def resolve(self, state: Progress, topic: bytes) -> tuple[str, int]:
         """Name and partition count of `topic`, written down before its first record.
 
-        Raises UnknownTopic when the broker does not know it, Fenced when the shard has another owner.
+        Raises UnfitTopic when nothing may go to it, Fenced when the shard has another owner.
         """
         known = self._counts.get(topic)
         if known is not None:
@@ -80,11 +105,15 @@ class Topics:
         count = self._metadata.partitions(name)
         if count is None:
             raise UnknownTopic(name)
+        if self._refused([name]):
+            raise CompactedTopic(name)
         self._counts[topic] = name, self._write(REMEMBER, state, name, count)
         return self._counts[topic]
 
     def refresh(self, state: Progress) -> None:
-        """Between deltas: follow topics whose partition count was changed on the broker."""
+        """Between deltas: follow topics whose partition count or compaction was changed on the broker."""
+        for name in self._refused([name for name, _ in self._counts.values()]):
+            del self._counts[name.encode()]
         for key, (name, count) in list(self._counts.items()):
             now = self._metadata.partitions(name)
             if now is not None and now != count:
@@ -96,6 +125,9 @@ class Topics:
                     now,
                     count,
                 )
+
+    def _refused(self, names: Collection[str]) -> frozenset[str]:
+        return frozenset() if self._compacted or not names else self._metadata.compacted(names)
 
     def _write(self, statement: str, state: Progress, topic: str, partitions: int) -> int:
         values: dict[str, Any] = {

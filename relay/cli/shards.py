@@ -17,6 +17,12 @@ WHERE CAST(:shard AS integer) IS NULL OR shard = :shard
 """
 """Ask the owner for a mode; asking for the mode that a shard has withdraws an earlier request."""
 
+FROM_ROW = """
+UPDATE outbox_shard SET wanted_mode = 'transactional'
+WHERE mode = 'transactional' AND (CAST(:shard AS integer) IS NULL OR shard = :shard)
+"""
+"""A transactional shard that wants this mode begins its progress records anew, as its row stands."""
+
 MODES = """
 SELECT s.shard, s.mode, s.wanted_mode, l.owner,
        coalesce(r.state->>'switch', r.state->>'alarm') AS alarm
@@ -43,6 +49,11 @@ def shards() -> None:
 @shards.command(epilog="Example:  outbox-relay shards mode transactional --yes")
 @click.argument("mode", type=click.Choice(["sequenced", "transactional"]))
 @click.option("--shard", type=int, help="One shard only.  [default: all]")
+@click.option(
+    "--from-row",
+    is_flag=True,
+    help="Progress topic lost or contradicting: begin it anew from the shard's row. Can repeat events.",
+)
 @click.option("--timeout", default=60.0, show_default=True, help="Seconds to wait for the relays.")
 @click.option("--dry-run", is_flag=True, help="Say what would change, and change nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
@@ -52,6 +63,7 @@ def mode(
     database_url: str | None,
     mode: str,
     shard: int | None,
+    from_row: bool,
     timeout: float,
     dry_run: bool,
     yes: bool,
@@ -63,18 +75,23 @@ def mode(
     that is not done in time (exit 1) stays, and is done as soon as a relay can; asking for the mode that the
     shard has withdraws it.
     """
+    if from_row and mode != "transactional":
+        raise click.UsageError("--from-row is for mode transactional, which keeps a progress topic")
     before = _modes(database_url, shard)
-    changing = [s["shard"] for s in before if s["mode"] != mode]
+    changing = [s["shard"] for s in before if from_row or s["mode"] != mode]
     if not (dry_run or yes) and changing:
-        click.confirm(f"Send shards {changing} in mode {mode} from now on?", abort=True, err=True)
+        risk = ", though events can be repeated" if from_row else ""
+        click.confirm(f"Send shards {changing} in mode {mode} from now on{risk}?", abort=True, err=True)
     if not dry_run:
         with options.connected(database_url) as connection:
             connection.execute(text(REQUEST), {"mode": mode, "shard": shard})
+            if from_row:
+                connection.execute(text(FROM_ROW), {"shard": shard})
         _wait(database_url, shard, timeout)
     after = _modes(database_url, shard)
     with options.connected(database_url) as connection:
         silent = [dict(row._mapping) for row in connection.execute(text(WITHOUT_END))]
-    done = all(s["mode"] == mode for s in after)
+    done = all(s["mode"] == mode and s["wanted_mode"] is None for s in after)
     if as_json_:
         options.echo_json(
             {

@@ -1,6 +1,6 @@
 """What every mode promises: rows reach their partitions in order, and `low` never runs ahead of them."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -136,8 +136,8 @@ class Producer(Protocol):
         Raises TopicRefused, or Interrupted while nobody can tell.
         """
 
-    def compacted(self, topic: str) -> bool | None:
-        """Does `topic` keep only the last record of a key? None when we may not know.
+    def compacted(self, topics: Collection[str]) -> frozenset[str]:
+        """Which of `topics` keep only the last record of a key, as far as we may know.
 
         Raises Interrupted while nobody can tell.
         """

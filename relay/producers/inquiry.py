@@ -3,11 +3,12 @@
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from concurrent.futures import Future
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer
-from confluent_kafka.admin import AdminClient, ConfigResource
+from confluent_kafka.admin import AdminClient, ConfigEntry, ConfigResource
 
 from relay.producers.delivery import Interrupted, Target, TopicRefused
 
@@ -30,6 +31,8 @@ REFUSALS = frozenset(
 )
 """Codes with which the broker says that trying again cannot help. An outage never uses them, nor does a
 topic that is gone (_UNKNOWN_TOPIC, _UNKNOWN_PARTITION)."""
+
+FORBIDDEN = frozenset({KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED})
 
 UNKNOWN = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC})
 
@@ -57,6 +60,7 @@ class Inquiry:
 
     def __init__(self, properties: Mapping[str, Any]) -> None:
         self._properties = properties
+        self._secret: set[str] = set()
         self.complaints: deque[KafkaError] = deque(maxlen=16)
 
     def metadata(self, client: Producer, topic: str | None) -> Any:
@@ -108,21 +112,42 @@ class Inquiry:
                     f"create it with at least {partition + 1} partitions and they will go out in order"
                 )
 
-    def policy(self, topic: str) -> frozenset[str] | None:
-        """What the broker's cleaner does to `topic` (`compact`, `delete`); None when we may not know."""
-        resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
+    def compacted(self, topics: Collection[str]) -> frozenset[str]:
+        """See `Producer.compacted`."""
+        return frozenset(topic for topic, policy in self.policies(topics).items() if "compact" in policy)
+
+    def policies(self, topics: Collection[str]) -> dict[str, frozenset[str]]:
+        """What the broker's cleaner does (`compact`, `delete`) to each topic of which we may know."""
         admin = self.admin()  # its answers end with it
+        resources = [ConfigResource(ConfigResource.Type.TOPIC, topic) for topic in topics]
+        found = {}
         try:
-            (answer,) = admin.describe_configs([resource], request_timeout=METADATA_TIMEOUT).values()
-            found = answer.result()["cleanup.policy"].value
+            answers = admin.describe_configs(resources, request_timeout=METADATA_TIMEOUT)
+            for resource, answer in answers.items():
+                policy = self._policy(resource.name, answer)
+                if policy is not None:
+                    found[resource.name] = policy
         except KafkaException as error:
-            code = error.args[0].code()
-            if code in {KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED}:
+            raise Interrupted(f"the topics' settings are not to be had: {error.args[0].str()}") from error
+        return found
+
+    def _policy(self, topic: str, answer: Future[dict[str, ConfigEntry]]) -> frozenset[str] | None:
+        try:
+            value = answer.result()["cleanup.policy"].value
+        except KafkaException as error:
+            if error.args[0].code() in UNKNOWN:
                 return None
-            raise Interrupted(
-                f"topic {topic!r}: its settings are not to be had: {error.args[0].str()}"
-            ) from error
-        return frozenset(found.replace(" ", "").split(","))
+            if error.args[0].code() not in FORBIDDEN:
+                raise
+            if topic not in self._secret:
+                self._secret.add(topic)
+                log.warning(
+                    "whether topic %s is compacted may not be asked; grant DESCRIBE_CONFIGS on it, for in "
+                    "mode sequenced a late record of a stalled relay could stay as a key's last value",
+                    topic,
+                )
+            return None
+        return frozenset(str(value).replace(" ", "").split(","))
 
     def admin(self) -> AdminClient:
         """A client for questions that a producer cannot ask; let it go after use."""

@@ -12,7 +12,7 @@ from confluent_kafka.cimpl import NewTopic
 from outbox.errors import ConfigurationError, GuardViolation, UndecodableRecord
 from outbox.record import Seq
 from relay.producers.delivery import Abandoned, Interrupted, Recorded
-from relay.producers.inquiry import METADATA_TIMEOUT, UNKNOWN, Inquiry
+from relay.producers.inquiry import FORBIDDEN, METADATA_TIMEOUT, UNKNOWN, Inquiry
 
 log = logging.getLogger("relay.producer")
 
@@ -36,7 +36,6 @@ class Ledger:
     def __init__(self, properties: Mapping[str, Any], inquiry: Inquiry, *, topic: str, shard: int) -> None:
         self._properties = properties
         self._inquiry = inquiry
-        self._warned = False
         self.topic = topic
         self.shard = shard
 
@@ -132,15 +131,8 @@ class Ledger:
 
     def _check(self) -> None:
         """A topic that somebody else made: its records must not go away with time."""
-        policy = self._inquiry.policy(self.topic)
-        if policy is None and not self._warned:
-            self._warned = True
-            log.warning(
-                "the settings of topic %s may not be read (DESCRIBE_CONFIGS); make sure that its "
-                "cleanup.policy is compact",
-                self.topic,
-            )
-        if policy is not None and policy != {"compact"}:
+        policy = self._inquiry.policies([self.topic]).get(self.topic, frozenset({"compact"}))
+        if policy != {"compact"}:
             raise ConfigurationError(
                 f"topic {self.topic} has cleanup.policy={','.join(sorted(policy))}, so the shard's last "
                 "record would be deleted with time; run: kafka-configs.sh --alter --entity-type topics "
@@ -150,7 +142,7 @@ class Ledger:
     def _not_prepared(self, error: KafkaError) -> None:
         if error.code() == KafkaError.TOPIC_ALREADY_EXISTS:
             return
-        if error.code() in {KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED}:
+        if error.code() in FORBIDDEN:
             settings = " ".join(f"--config {name}={value}" for name, value in SETTINGS.items())
             raise ConfigurationError(
                 f"the relay may not create topic {self.topic}; run: kafka-topics.sh --create --topic "

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
@@ -62,9 +62,8 @@ class SequencedProducer:
     def partitions(self, topic: str) -> int | None:
         return self._inquiry.partitions(self._opened().client, topic)
 
-    def compacted(self, topic: str) -> bool | None:
-        policy = self._inquiry.policy(topic)
-        return None if policy is None else "compact" in policy
+    def compacted(self, topics: Collection[str]) -> frozenset[str]:
+        return self._inquiry.compacted(topics)
 
     def cluster_id(self) -> str | None:
         return self._inquiry.metadata(self._opened().client, None).cluster_id or None

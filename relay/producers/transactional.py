@@ -6,7 +6,7 @@ only the owner that was fenced in last can commit, and it begins behind the last
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import cycle
@@ -113,9 +113,8 @@ class TransactionalProducer:
     def partitions(self, topic: str) -> int | None:
         return self._inquiry.partitions(self._opened()[0].client, topic)
 
-    def compacted(self, topic: str) -> bool | None:
-        policy = self._inquiry.policy(topic)
-        return None if policy is None else "compact" in policy
+    def compacted(self, topics: Collection[str]) -> frozenset[str]:
+        return self._inquiry.compacted(topics)
 
     def cluster_id(self) -> str | None:
         return self._inquiry.metadata(self._opened()[0].client, None).cluster_id or None

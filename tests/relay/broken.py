@@ -13,6 +13,7 @@ import relay.producers.session
 import relay.progress
 import relay.shard
 import relay.supervision
+import relay.takeover
 import relay.tenure
 from outbox import hooks
 from relay import points
@@ -23,7 +24,7 @@ from relay.row import Row
 def impatient() -> None:
     """No rule broken: what a person would mend is looked at again after moments."""
     relay.shard.HALTED = relay.shard.TROUBLED = 0.2
-    relay.tenure.TOPICS_EVERY = 0.2
+    relay.tenure.TOPICS_EVERY = relay.tenure.MODE_EVERY = relay.takeover.SWITCH_AGAIN = 0.2
     relay.tenure.ASK_EVERY = relay.supervision.SILENT = 0.5
 
 
@@ -83,6 +84,16 @@ def leaves_without_a_word() -> None:
     relay.tenure.LOW_EVERY = 60.0
 
 
+def records_blindly() -> None:
+    """A change of mode writes its first record without asking whether the row is still ours."""
+    relay.progress.ShardRow.read_again = lambda self, state: state  # type: ignore[method-assign]
+
+
+def asks_the_row_first() -> None:
+    """A take-over believes the row as it was claimed, however long ago."""
+    relay.progress.ShardRow.read_again = lambda self, state: state  # type: ignore[method-assign]
+
+
 SABOTAGE = {
     work.__name__: work
     for work in (
@@ -94,6 +105,8 @@ SABOTAGE = {
         sleepwalks,
         stops_when_fenced,
         leaves_without_a_word,
+        records_blindly,
+        asks_the_row_first,
     )
 }
 

@@ -4,7 +4,7 @@ It accepts every record at once and keeps them in the order of arrival. What it 
 retries, zombies on the wire) is tested with the real one.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from outbox import record
@@ -84,8 +84,8 @@ class MemoryProducer:
                 )
             yield chunk.rows[-1][0]
 
-    def compacted(self, topic: str) -> bool | None:  # noqa: ARG002
-        return False
+    def compacted(self, topics: Collection[str]) -> frozenset[str]:  # noqa: ARG002
+        return frozenset()
 
     def partitions(self, topic: str) -> int | None:  # noqa: ARG002 - knows every topic
         return self._broker.partition_count

@@ -1,6 +1,6 @@
 """A key keeps its partition: the counts are durable in time, and nobody but the owner changes them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -8,7 +8,7 @@ import pytest
 
 from outbox.errors import Fenced
 from relay import topics
-from relay.topics import Topics, UnknownTopic
+from relay.topics import CompactedTopic, Topics, UnknownTopic
 from tests.relay.database.conftest import Connect
 from tests.relay.database.half import Half, Session, drain, shard, wait_for, write
 from tests.relay.database.memory_broker import MemoryBroker
@@ -24,6 +24,10 @@ class Metadata:
     """A broker that knows how many partitions a topic has now."""
 
     counts: dict[str, int] = field(default_factory=lambda: {"orders": 3})
+    squeezed: frozenset[str] = frozenset()
+
+    def compacted(self, topics: Collection[str]) -> frozenset[str]:
+        return self.squeezed & frozenset(topics)
 
     def partitions(self, topic: str) -> int | None:
         return self.counts.get(topic)
@@ -68,6 +72,26 @@ def test_a_topic_the_broker_does_not_know_is_waited_for_in_order(half: Half) -> 
     found, state = Topics(half.connection, Metadata()), half.row.claim()
     with pytest.raises(UnknownTopic, match="'missing' does not exist"):
         found.resolve(state, b"missing")
+
+
+def test_a_compacted_topic_is_refused_unless_it_is_allowed(half: Half) -> None:
+    broker, state = Metadata(squeezed=frozenset({"orders"})), half.row.claim()
+    found = Topics(half.connection, broker, compacted=False)
+    with pytest.raises(CompactedTopic, match="outbox-relay shards mode transactional"):
+        found.resolve(state, b"orders")
+    assert Topics(half.connection, broker).resolve(state, b"orders") == ("orders", 3)
+
+
+def test_a_topic_that_becomes_compacted_is_refused_from_the_next_refresh_on(half: Half) -> None:
+    broker, state = Metadata(), half.row.claim()
+    found = Topics(half.connection, broker, compacted=False)
+    found.resolve(state, b"orders")
+    broker.squeezed = frozenset({"orders"})
+    found.refresh(state)
+    with pytest.raises(CompactedTopic):
+        found.resolve(state, b"orders")
+    broker.squeezed = frozenset()
+    assert found.resolve(state, b"orders") == ("orders", 3)
 
 
 def test_a_former_owner_writes_no_count(own: Own, writer: Session) -> None:
