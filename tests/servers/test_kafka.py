@@ -1,13 +1,14 @@
 """Kafka started for a test: groups of both protocols, a lost broker, and nothing left behind."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 from confluent_kafka import Consumer, Producer
-from confluent_kafka.admin import ConfigResource
+from confluent_kafka.admin import AdminClient, ConfigResource
 
-from outbox.testing.servers import KafkaServer, broker_settings, start_kafka, start_mock_kafka
+from outbox.testing.servers import KafkaServer, MockKafka, broker_settings, start_kafka, start_mock_kafka
 from tests.conftest import TopicFactory
 
 IMPATIENT = {"socket.timeout.ms": 3000, "api.version.request.timeout.ms": 2000}
@@ -98,16 +99,43 @@ def test_a_closed_cluster_leaves_no_process_and_no_directory() -> None:
     assert not Path(f"/proc/{pid}").exists()
 
 
-def test_the_mock_knows_topics_and_loses_a_broker() -> None:
+@pytest.fixture
+def mock() -> Iterator[MockKafka]:
     with start_mock_kafka(brokers=3) as mock:
-        name = mock.create_topic("mocked", partitions=2)
-        producer = Producer({"bootstrap.servers": mock.bootstrap, "enable.idempotence": True, **IMPATIENT})
-        mock.down(2)
-        for value in (b"1", b"2"):
-            producer.produce(name, value, key=b"k")
-        producer.poll(0.5)
-        mock.up(2)
-        assert producer.flush(60) == 0
-        assert read(mock.bootstrap, name, 2) == [b"1", b"2"]
+        yield mock
+
+
+def leader_of(mock: MockKafka, topic: str) -> int:
+    admin = AdminClient({"bootstrap.servers": mock.bootstrap, "log_level": 2})
+    return int(admin.list_topics(topic, timeout=10).topics[topic].partitions[0].leader)
+
+
+def test_the_mock_goes_on_without_a_broker_that_leads_nothing(mock: MockKafka) -> None:
+    name = mock.create_topic("mocked", partitions=1)
+    other = leader_of(mock, name) % 3 + 1
+    mock.down(other)
+    send(mock.bootstrap, name, [b"1", b"2"])
+    mock.up(other)  # the reader's group may be coordinated there, and no other broker takes that over either
+    assert read(mock.bootstrap, name, 2) == [b"1", b"2"]
+
+
+def test_the_mock_elects_nobody_so_a_partition_waits_for_the_leader_it_lost(mock: MockKafka) -> None:
+    """Each partition's leader is drawn at random when its topic is made, and kept while it is down."""
+    name = mock.create_topic("mocked", partitions=1)
+    lost = leader_of(mock, name)
+    producer = Producer({"bootstrap.servers": mock.bootstrap, "enable.idempotence": True, **IMPATIENT})
+    mock.down(lost)
+    for value in (b"1", b"2"):
+        producer.produce(name, value, key=b"k")
+    assert producer.flush(1) == 2
+    assert leader_of(mock, name) == lost
+    mock.up(lost)
+    assert producer.flush(60) == 0
+    assert read(mock.bootstrap, name, 2) == [b"1", b"2"]
+
+
+def test_a_closed_mock_leaves_no_process() -> None:
+    with start_mock_kafka() as mock:
         pid = mock.pid
+        assert Path(f"/proc/{pid}").exists()
     assert not Path(f"/proc/{pid}").exists()

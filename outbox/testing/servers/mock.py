@@ -44,7 +44,11 @@ class MockKafka:
         return name
 
     def down(self, broker: int = 1) -> None:
-        """Lose `broker`: its connections break and none is taken."""
+        """Lose `broker`: its connections break and none is taken.
+
+        Nobody takes over: the partitions that it leads, which the mock draws at random, and the groups
+        that it coordinates wait for it.
+        """
         self._ask(f"down {broker}")
 
     def up(self, broker: int = 1) -> None:
