@@ -24,6 +24,7 @@ from outbox.consumer.outcome import Committed, Failed, Outcome, Overtaken, Unkno
 from outbox.consumer.parked import State, TooManyParked
 from outbox.consumer.record import Polled, headers_of
 from outbox.consumer.sift import Sieve, Sifted
+from outbox.consumer.time_limit import TimeLimit
 from outbox.consumer.watermark import Marks
 from outbox.errors import ConfigurationError, OutboxError, UndecodableRecord
 from outbox.record import SEQ
@@ -39,6 +40,17 @@ SET next_offset = :next, sources = CAST(:sources AS jsonb), owner = :owner, back
 WHERE grp = :grp AND topic = :topic AND partition = :partition
   AND next_offset = :expected AND owner_epoch = :epoch
   AND set_config('idle_in_transaction_session_timeout', :idle, true) IS NOT NULL
+""")
+
+# Promise: a try is counted before it is made, so that a process that dies of it cannot make it for ever.
+# Served by the primary key; used only for partitions that were claimed again and again at one offset.
+NOTE_TRY = text("""
+UPDATE consumer_offset
+SET tries = CASE WHEN tried_offset = :offset THEN tries + 1 ELSE 1 END, tried_offset = :offset
+WHERE grp = :grp AND topic = :topic AND partition = :partition
+  AND next_offset = :expected AND owner_epoch = :epoch
+  AND set_config('synchronous_commit', 'on', true) = 'on'
+RETURNING tries
 """)
 
 
@@ -76,6 +88,7 @@ class BatchRunner:
     owner: str
     idle_timeout: timedelta
     max_parked: int
+    limit: TimeLimit
 
     def run(self, batches: Sequence[Batch]) -> list[Outcome]:
         """Try them once, in one transaction: all are committed or none is. Returns an outcome each."""
@@ -101,6 +114,18 @@ class BatchRunner:
             outcomes.append(Committed(batch.next, done.marks, applied, done.repeats, done.skipped, waiting))
             hooks.fire("consumer.batch.committed", **known, applied=applied, repeats=done.repeats)
         return outcomes
+
+    def note_try(self, batch: Batch) -> int | None:
+        """Store that the batch's one record is about to be tried; returns the how manieth try it is.
+
+        None when somebody else owns the partition.
+        """
+        where = parked.place(batch.claim)
+        with self.engine.begin() as connection:
+            return connection.execute(
+                NOTE_TRY,
+                where | {"offset": batch.next - 1, "expected": batch.expected, "epoch": batch.claim.epoch},
+            ).scalar_one_or_none()
 
     def park(self, batch: Batch, error: str, attempts: int) -> Outcome:
         """Store the batch's one record as failed and move the offset past it, in one transaction."""
@@ -168,7 +193,7 @@ class BatchRunner:
                 room = self.max_parked - batch.parked
                 free, queued[number] = parked.queue(connection, batch.claim, free, room=room)
             runs += free
-        apply_runs(self.sessions, connection, runs)
+        apply_runs(self.sessions, connection, runs, self.limit)
 
     def _advance(self, connection: Connection, batches: Sequence[Batch], marks: Sequence[Marks]) -> bool:
         """Several statements travel in one pipeline."""
@@ -192,15 +217,22 @@ class BatchRunner:
         return changed.rowcount == len(batches)
 
 
-def apply_runs(sessions: sessionmaker[Session], connection: Connection, runs: Iterable[Run]) -> None:
+def apply_runs(
+    sessions: sessionmaker[Session], connection: Connection, runs: Iterable[Run], limit: TimeLimit
+) -> None:
     """Call handlers in the connection's transaction, which stays the caller's.
 
-    A handler's session.commit() flushes, its session.rollback() fails the batch.
+    A handler's session.commit() flushes, its session.rollback() fails the batch. Raises TooSlow for a call
+    that was interrupted.
     """
     with sessions(bind=connection, join_transaction_mode="rollback_only") as session:
         _check_bound(session, connection)
-        handlers.apply(session, runs)
-        session.commit()
+        limit.begin(connection)
+        try:
+            handlers.apply(session, runs, None if limit.limit is None else limit.call)
+            session.commit()
+        finally:
+            limit.end()
 
 
 def _marks_behind(batch: Batch) -> Marks:

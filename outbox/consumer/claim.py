@@ -22,12 +22,14 @@ from outbox.errors import GuardViolation
 CLAIM = text("""
 UPDATE consumer_offset
 SET owner_epoch = owner_epoch + 1, owner = :owner, backend_pid = pg_backend_pid(),
+    claims = CASE WHEN claimed_offset = next_offset THEN claims + 1 ELSE 1 END, claimed_offset = next_offset,
     cluster_id = coalesce(cluster_id, :cluster_id), topic_id = coalesce(topic_id, :topic_id),
     updated_at = clock_timestamp()
 WHERE grp = :grp AND topic = :topic AND partition = :partition
   AND (cluster_id = :cluster_id) IS NOT FALSE AND (topic_id = :topic_id) IS NOT FALSE
   AND set_config('synchronous_commit', 'on', true) = 'on'
-RETURNING owner_epoch, next_offset, sources::text, parked
+RETURNING owner_epoch, next_offset, sources::text, parked,
+    claims >= 3 OR coalesce(tried_offset = next_offset, false)
 """)
 
 # Promise: a partition's first offset is written once, whoever comes first.
@@ -47,7 +49,11 @@ PREPARE = text("SELECT pg_backend_pid(), set_config('lock_timeout', :millisecond
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """The right to move one partition's offset, until somebody claims it after us."""
+    """The right to move one partition's offset, until somebody claims it after us.
+
+    suspect: one of its next records may have ended the processes of those who had it before: this is the
+    third claim in a row at one offset, or a stored try of the record there was never concluded.
+    """
 
     group: str
     topic: str
@@ -56,6 +62,7 @@ class Claim:
     next_offset: int
     marks: Marks
     parked: int
+    suspect: bool
     identity: TopicIdentity
 
 
@@ -123,6 +130,7 @@ class Claimer:
                 next_offset=row[1],
                 marks=Marks.load(row[2]),
                 parked=row[3],
+                suspect=row[4],
                 identity=identity,
             )
 

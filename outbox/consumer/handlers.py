@@ -104,12 +104,17 @@ class Handlers:
         return self._routes.get(topic, {})
 
 
-def apply(session: Session, runs: Iterable[Run]) -> None:
-    """Call the handlers in the records' order; a bulk handler gets a run at once."""
+def apply(session: Session, runs: Iterable[Run], begins: Callable[[], None] | None = None) -> None:
+    """Call the handlers in the records' order; a bulk handler gets a run at once.
+
+    begins: told before each call.
+    """
     for run in runs:
         handler = run.route.handler
         events = _read(run)
         if handler.bulk:
+            if begins is not None:
+                begins()
             if handler.wants_record:
                 result = handler.function(session, events, [record_of(message) for message in run.messages])
             else:
@@ -118,6 +123,8 @@ def apply(session: Session, runs: Iterable[Run]) -> None:
                 _refuse_unrun(handler, result)
             continue
         for event, message in zip(events, run.messages, strict=True):
+            if begins is not None:
+                begins()
             if handler.wants_record:
                 result = handler.function(session, event, record_of(message))
             else:

@@ -35,6 +35,7 @@ from outbox.consumer.redrive import Redrive
 from outbox.consumer.settings import Settings, owner
 from outbox.consumer.sift import Sieve
 from outbox.consumer.takeover import Takeover
+from outbox.consumer.time_limit import TimeLimit
 from outbox.consumer.vigil import Vigil
 from outbox.consumer.work import Work
 from outbox.errors import ConfigurationError
@@ -100,6 +101,7 @@ class Member:
             self._client, self._assignment, self._vigil, setup.group, size=settings.batch_size
         )
         self._mirror = Mirror(self._client, settings.mirror)
+        limit = TimeLimit(settings.handler_limit)
         runner = BatchRunner(
             engine=setup.engine,
             sessions=setup.sessions,
@@ -107,6 +109,7 @@ class Member:
             owner=self._owner,
             idle_timeout=settings.idle_timeout,
             max_parked=settings.max_parked,
+            limit=limit,
         )
         self._work = Work(
             self._assignment,
@@ -117,7 +120,11 @@ class Member:
             poison=settings.poison,
         )
         self._redrive = Redrive(
-            setup.engine, setup.sessions, self._sieve, str(int(settings.idle_timeout.total_seconds() * 1000))
+            setup.engine,
+            setup.sessions,
+            self._sieve,
+            limit,
+            str(int(settings.idle_timeout.total_seconds() * 1000)),
         )
         self._client.subscribe(
             setup.handlers.topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost

@@ -11,6 +11,9 @@ from outbox.consumer.outcome import Committed
 from outbox.consumer.record import Polled
 from outbox.consumer.watermark import Marks
 
+WARY = 1_000
+"""How many records are run one by one, each try stored first, once one is suspected to end processes."""
+
 
 class Arrival(enum.Enum):
     """What to do with a record that was just polled."""
@@ -39,8 +42,9 @@ class Partition:
     positioned. fenced: its row is not as we knew it, claim it again. doubted: the offset a first record had
     beyond `position`, not believed yet. verified: its topic was seen to be the claimed one after records were
     polled there. polled: records not run yet; rounds: for how many rounds they wait. singly: how many records
-    are to be run one by one. tries: of the first record. failures: in a row, for the backoff. due: monotonic
-    time before which it rests. reason: why it does not read.
+    are to be run one by one; wary: how many of these only once the try is stored. tries: of the first record.
+    failures: in a row, for the backoff. due: monotonic time before which it rests. reason: why it does not
+    read.
     """
 
     topic: str
@@ -57,6 +61,7 @@ class Partition:
     polled: list[Polled] = field(default_factory=list)
     rounds: int = 0
     singly: int = 0
+    wary: int = 0
     tries: int = 0
     failures: int = 0
     due: float = 0.0
@@ -85,7 +90,8 @@ class Partition:
         self.marks = claim.marks
         self.expected = claim.next_offset
         self.parked = claim.parked
-        self.singly = self.tries = self.failures = 0
+        self.singly = self.wary = WARY if claim.suspect else 0
+        self.tries = self.failures = 0
         self.due = 0.0
         self.reason = None
         self.doubted = None
@@ -164,6 +170,7 @@ class Partition:
         self.expected = outcome.next_offset
         self.parked += outcome.parked
         self.singly = max(0, self.singly - len(batch.messages))
+        self.wary = max(0, self.wary - len(batch.messages))
         self.tries = self.failures = self.rounds = 0
         self.due = 0.0
         self.reason = None

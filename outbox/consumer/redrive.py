@@ -23,6 +23,7 @@ from outbox.consumer.handlers import Run
 from outbox.consumer.outcome import Wait, brief, judge, outcome_is_unknown
 from outbox.consumer.partition import Partition
 from outbox.consumer.sift import Sieve
+from outbox.consumer.time_limit import TimeLimit
 from outbox.errors import Retry
 
 log = logging.getLogger(__name__)
@@ -82,6 +83,7 @@ class Redrive:
     engine: Engine
     sessions: sessionmaker[Session]
     sieve: Sieve
+    limit: TimeLimit
     idle: str
     _due: float = 0.0
     _failures: int = 0
@@ -136,7 +138,8 @@ class Redrive:
             if row.wish == "discard":
                 connection.execute(DISCARD, one)
             else:
-                apply_runs(self.sessions, connection, self._runs(claim.topic, partition.number, row))
+                runs = self._runs(claim.topic, partition.number, row)
+                apply_runs(self.sessions, connection, runs, self.limit)
                 connection.execute(DONE, one)
             check_still_open(connection, transaction)
             committing = True

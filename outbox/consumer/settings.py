@@ -28,6 +28,9 @@ class Settings:
         wait behind it, or stop its partition.
     max_parked: how many records of one partition may be parked or wait behind parked ones; the next one
         stops the partition, because then the handler is at fault and not a record.
+    handler_limit: how long one call of a handler may take before its statement is cancelled and the record
+        counts as failed; a call that goes on after twice as long ends the process, and the record is parked
+        once it has ended `attempts` of them. None: no limit.
     claim_patience: how long taking over a partition waits for a transaction of its former owner before that
         owner's connection is terminated.
     idle_timeout: how long a batch's transaction may wait for its own process before PostgreSQL ends it, so
@@ -45,6 +48,7 @@ class Settings:
     attempts: int = 3
     poison: Poison = "park"
     max_parked: int = 1000
+    handler_limit: timedelta | None = None
     claim_patience: timedelta = timedelta(seconds=2)
     idle_timeout: timedelta = timedelta(seconds=60)
     identity_check: timedelta = timedelta(seconds=5)
@@ -67,7 +71,9 @@ class Settings:
                 )
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(field.default, timedelta) and not (
+            if field.name == "handler_limit" and value is None:
+                continue
+            if isinstance(field.default, timedelta | None) and not (
                 isinstance(value, timedelta) and value > timedelta(0)
             ):
                 raise ConfigurationError(f"{field.name} is {value!r}; it must be a positive timedelta")

@@ -4,6 +4,8 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from typing import assert_never
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from outbox import hooks
 from outbox.consumer import backoff
 from outbox.consumer.assignment import Assignment
@@ -23,13 +25,17 @@ from outbox.consumer.outcome import (
 )
 from outbox.consumer.partition import Partition
 from outbox.consumer.settings import Poison
-from outbox.errors import Retry
+from outbox.errors import OutboxError, Retry
 
 log = logging.getLogger(__name__)
 
 
 WHOLE = 4
 """Times in a row that a batch is tried whole while the database fails; then one of its records may be why."""
+
+
+class ProcessDied(OutboxError):
+    """A record whose handling its process does not survive: killed, or out of memory, or too slow."""
 
 
 class Work:
@@ -60,6 +66,7 @@ class Work:
         for its partition as ever, and nothing for the others.
         """
         done = 0
+        partitions = [partition for partition in partitions if self._survivable(partition)]
         for together in _groups(partitions, self._size):
             batches = [partition.batch(self._size) for partition in together]
             outcomes = self._runner.run(batches)
@@ -68,6 +75,26 @@ class Work:
             for partition, batch, outcome in zip(together, batches, outcomes, strict=True):
                 done += self._conclude(partition, batch, outcome)
         return done
+
+    def _survivable(self, partition: Partition) -> bool:
+        """Where a record may kill its process, the try is stored first; one try too many parks the record."""
+        if not partition.wary:
+            return True
+        batch = partition.batch(self._size)
+        try:
+            tries = self._runner.note_try(batch)
+        except SQLAlchemyError as error:
+            self._rest(partition, brief(error), 0.0)
+            return False
+        if tries is None:
+            self._overtaken(partition, batch)
+            return False
+        if tries <= self._attempts:
+            return True
+        died = ProcessDied(f"the process ended {tries - 1} times while it was handled")
+        partition.tries = tries - 1
+        self._poison(partition, batch, died, f"the record at offset {batch.next - 1} failed: {died}")
+        return False
 
     def _conclude(self, partition: Partition, batch: Batch, outcome: Outcome) -> int:
         match outcome:

@@ -198,6 +198,10 @@ consumer_offset = Table(
     Column("sources", JSONB, nullable=False, server_default=text("'{}'")),
     Column("updated_at", _timestamp, nullable=False, server_default=_now),
     Column("parked", Integer, nullable=False, server_default=text("0")),
+    Column("claimed_offset", BigInteger),
+    Column("claims", Integer, nullable=False, server_default=text("0")),
+    Column("tried_offset", BigInteger),
+    Column("tries", Integer, nullable=False, server_default=text("0")),
     PrimaryKeyConstraint("grp", "topic", "partition"),
 )
 

@@ -1,7 +1,8 @@
 """A consumer process for tests: it stores effects, and does at a hook point what it is told.
 
 python -m tests.consumer.app '{"url": …, "bootstrap": …, "group": …, "topic": …, "kafka": {…},
-    "at": "consumer.batch.before_commit", "count": 2, "do": "kill" | "freeze", "break": "…"}'
+    "at": "consumer.batch.before_commit", "count": 2, "do": "kill" | "freeze", "break": "…",
+    "deadly": "0.3", "endless": "0.4", "limit": 0.5}'
 """
 
 import json
@@ -9,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import create_engine, make_url
@@ -40,10 +42,17 @@ def main(task: dict[str, Any]) -> None:
     url = make_url(task["url"]).set(drivername="postgresql+psycopg")
     engine = create_engine(url, pool_pre_ping=False, connect_args={"connect_timeout": 5})
     stage = Stage(engine, task["url"], task["bootstrap"], task["topic"], 0)
-    consumer = stage.consumer(task.get("kafka"), group=task["group"], **task.get("settings", {}))
+    settings = task.get("settings", {})
+    if "limit" in task:
+        settings["handler_limit"] = timedelta(seconds=task["limit"])
+    consumer = stage.consumer(task.get("kafka"), group=task["group"], **settings)
 
     @consumer.on(topic=task["topic"])
     def store(session: Session, value: bytes, record: Record) -> None:
+        if value.decode() == task.get("deadly"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        while value.decode() == task.get("endless"):
+            pass
         stage.store(session, record, task["group"], os.getpid())
 
     consumer.run(task.get("threads", 1))

@@ -1,7 +1,14 @@
-"""Step 5, frozen once released: records that a consumer group parked."""
+"""Step 5, frozen once released: records that a consumer group parked, and tries that outlive a process."""
 
 UP: tuple[str, ...] = (
-    "ALTER TABLE consumer_offset ADD COLUMN parked integer NOT NULL DEFAULT 0 CHECK (parked >= 0)",
+    """
+ALTER TABLE consumer_offset
+    ADD COLUMN parked         integer NOT NULL DEFAULT 0 CHECK (parked >= 0),
+    ADD COLUMN claimed_offset bigint,
+    ADD COLUMN claims         integer NOT NULL DEFAULT 0,
+    ADD COLUMN tried_offset   bigint,
+    ADD COLUMN tries          integer NOT NULL DEFAULT 0
+""",
     """
 CREATE TABLE consumer_parked (
     grp            text        NOT NULL,
@@ -32,11 +39,21 @@ CREATE INDEX consumer_parked_key ON consumer_parked (grp, topic, partition, key)
 
 DOWN: tuple[str, ...] = (
     "DROP TABLE consumer_parked",
-    "ALTER TABLE consumer_offset DROP COLUMN parked",
+    """
+ALTER TABLE consumer_offset
+    DROP COLUMN parked, DROP COLUMN claimed_offset, DROP COLUMN claims, DROP COLUMN tried_offset,
+    DROP COLUMN tries
+""",
 )
 
 COLUMNS: dict[str, dict[str, str]] = {
-    "consumer_offset": {"parked": "integer"},
+    "consumer_offset": {
+        "parked": "integer",
+        "claimed_offset": "bigint",
+        "claims": "integer",
+        "tried_offset": "bigint",
+        "tries": "integer",
+    },
     "consumer_parked": {
         "grp": "text",
         "topic": "text",

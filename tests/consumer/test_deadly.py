@@ -1,0 +1,85 @@
+"""A record that ends its process, or never ends, does not stop its partition for ever."""
+
+import subprocess
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from outbox.consumer import Record
+from outbox.consumer.time_limit import EXIT_CODE
+from tests.consumer.conftest import StageFactory
+from tests.consumer.stage import SHORT, Stage, Witness, eventually, running
+
+
+def ended(stage: Stage, **task: Any) -> list[int]:
+    """Exit codes of the processes that one after the other met the record, until it is out of the way."""
+    codes: list[int] = []
+    while len(codes) < 8:
+        process = stage.process(kafka=SHORT, settings={"attempts": 1, "batch_size": 10}, **task)
+        eventually(partial(_over, process, stage), within=60)
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+            return codes
+        codes.append(process.returncode)
+    raise AssertionError(f"the record is still there after {codes}")
+
+
+def _over(process: subprocess.Popen[str], stage: Stage) -> bool:
+    return process.poll() is not None or len(stage.effects()) == 19
+
+
+def send(stage: Stage, count: int) -> None:
+    """Records 0.1, 0.2 … each with a key of its own."""
+    for n in range(1, count + 1):
+        stage.put(f"0.{n}", key=f"k{n}")
+    stage.flush()
+
+
+def test_a_record_that_kills_its_process_is_parked_after_some_deaths(build: StageFactory) -> None:
+    stage = build(partitions=1)
+    send(stage, 20)
+    codes = ended(stage, deadly="0.13")
+    # In its batch until that looks suspicious, then once alone, counted before it was tried.
+    assert codes == [-9] * 4
+    assert stage.effects() == [f"0.{n}" for n in range(1, 21) if n != 13]
+    ((offset, error),) = stage.rows("SELECT record_offset, error FROM consumer_parked")
+    assert offset == 12
+    assert "the process ended 1 times" in error
+
+
+def test_a_handler_that_never_returns_ends_its_process_and_is_parked(build: StageFactory) -> None:
+    stage = build(partitions=1)
+    send(stage, 20)
+    codes = ended(stage, endless="0.13", limit=1.0)
+    assert codes == [EXIT_CODE] * 4
+    assert stage.effects() == [f"0.{n}" for n in range(1, 21) if n != 13]
+
+
+def test_a_handler_that_waits_too_long_in_the_database_is_interrupted(
+    build: StageFactory, seen: Witness
+) -> None:
+    stage = build(partitions=1)
+    consumer = stage.consumer(attempts=1, handler_limit=timedelta(seconds=1))
+
+    @consumer.on(topic=stage.topic)
+    def handle(session: Session, value: bytes, record: Record) -> None:
+        stage.store(session, record)
+        if value == b"0.2":
+            session.execute(text("SELECT pg_sleep(60)"))
+
+    send(stage, 4)
+    with running(consumer):
+        assert "handler_limit" in seen.wait("consumer.parked")["error"]
+        eventually(lambda: stage.offset() == 4)
+    assert stage.effects() == ["0.1", "0.3", "0.4"]
+
+
+@pytest.mark.parametrize("seconds", [0, -1])
+def test_a_limit_that_nothing_meets_is_refused(build: StageFactory, seconds: int) -> None:
+    with pytest.raises(Exception, match="handler_limit"):
+        build(partitions=1).consumer(handler_limit=timedelta(seconds=seconds))
