@@ -1,4 +1,4 @@
-"""What every test stands on: one PostgreSQL and one Kafka a session, one database and own topics a test."""
+"""What every test stands on: one PostgreSQL and one Kafka a worker, one database and own topics a test."""
 
 from collections.abc import Generator, Iterator
 from typing import Protocol
@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 from outbox.storage import ddl
 from outbox.testing import requirement
 from outbox.testing.servers import KafkaServer, PostgresServer, ServerUnavailable, start_kafka, start_postgres
+from tests import turns
 
 
 class TopicFactory(Protocol):
@@ -21,6 +22,16 @@ class TopicFactory(Protocol):
 
 def pytest_sessionstart() -> None:
     requirement.required()  # a misspelt name ends the run here, before it could skip anything
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    return turns.workers(config)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # around the time-out too: waiting for one's turn is no failure
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    with turns.turn(item):
+        return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -42,14 +53,14 @@ def _without_server() -> Generator[None]:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
-    """The session's PostgreSQL. Whoever kills or reconfigures a server starts another one."""
+    """This worker's PostgreSQL. Whoever kills or reconfigures a server starts another one."""
     with start_postgres() as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def kafka() -> Iterator[KafkaServer]:
-    """The session's Kafka, of one broker. Whoever kills or freezes brokers starts another one."""
+    """This worker's Kafka, of one broker. Whoever kills or freezes brokers starts another one."""
     with start_kafka() as server:
         yield server
 

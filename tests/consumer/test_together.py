@@ -1,11 +1,11 @@
 """Small batches of several partitions share a transaction, and yet none answers for another."""
 
 import dataclasses
-import time
 from collections.abc import Iterable
 from typing import Any
 
 import pytest
+from confluent_kafka import TopicPartition
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
@@ -127,10 +127,19 @@ def test_a_topic_that_flickers_takes_its_partitions_back_and_no_consumer_down(
     consumer = stage.recorder()
     consumer._setup = dataclasses.replace(consumer._setup, new_identities=Flickering)
 
+    def fetched() -> bool:
+        """Has the client got the records of both partitions, so that its next poll returns them together?"""
+        (member,) = consumer._members
+        ends = {p: stage.end(p) for p in range(stage.partitions)}
+        return all(
+            member._client.get_watermark_offsets(TopicPartition(stage.topic, p), cached=True)[1] >= end
+            for p, end in ends.items()
+        )
+
     def more(_: dict[str, Any]) -> None:
         if len(seen.all("consumer.batch.committed")) == 1:
             stage.send(6)
-            time.sleep(0.05)
+            eventually(fetched)
 
     seen.at("consumer.batch.committed", more)
     seen.at("consumer.assigned", lambda _: watch(consumer))

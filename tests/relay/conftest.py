@@ -5,13 +5,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
+import psycopg
 import pytest
 from sqlalchemy import Engine
 
 from outbox.testing.servers import KafkaBroker, KafkaServer, start_kafka
+from relay.database import plain_url
 from tests.conftest import TopicFactory
 from tests.relay.process import RelayProcess
-from tests.relay.scene import Scene
+from tests.relay.scene import Scene, Session
 
 
 class StartRelay(Protocol):
@@ -20,6 +22,26 @@ class StartRelay(Protocol):
     def __call__(
         self, *, strike: str | None = None, sabotage: str | None = None, **settings: object
     ) -> RelayProcess: ...
+
+
+class Connect(Protocol):
+    """Opens a session of an application on this test's database."""
+
+    def __call__(self, *, autocommit: bool = False) -> Session: ...
+
+
+@pytest.fixture
+def connect(database: str) -> Iterator[Connect]:
+    """Opens sessions; they are closed after the test."""
+    opened: list[Session] = []
+
+    def open_(*, autocommit: bool = False) -> Session:
+        opened.append(psycopg.connect(plain_url(database), autocommit=autocommit))
+        return opened[-1]
+
+    yield open_
+    for session in opened:
+        session.close()
 
 
 @pytest.fixture

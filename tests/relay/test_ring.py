@@ -2,46 +2,25 @@
 
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Protocol
 
-import psycopg
 import pytest
-from psycopg.rows import TupleRow
 from sqlalchemy import Engine
 
 from outbox import hooks
 from outbox.storage import ring as leaves
 from relay import ring
-from relay.database import Database, plain_url
+from relay.database import Database
 from relay.ring import Ring
+from tests.relay.conftest import Connect
+from tests.relay.scene import Session
 
 NOW = timedelta(0)
-
-Session = psycopg.Connection[TupleRow]
-
-
-class Connect(Protocol):
-    def __call__(self, *, autocommit: bool = False) -> Session: ...
-
 
 INSERT = """
 INSERT INTO outbox_event (id, aggregatetype, aggregateid, type, payload, slot)
 VALUES (gen_random_uuid(), 'order', %(key)s, 'order.placed.v1', '\\x01', %(slot)s)
 """
 ACKNOWLEDGE = "UPDATE outbox_shard SET done = pg_current_snapshot()"
-
-
-@pytest.fixture
-def connect(database: str) -> Iterator[Connect]:
-    opened: list[Session] = []
-
-    def open_(*, autocommit: bool = False) -> Session:
-        opened.append(psycopg.connect(plain_url(database), autocommit=autocommit))
-        return opened[-1]
-
-    yield open_
-    for connection in opened:
-        connection.close()
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from tests.relay.conftest import StartRelay
 from tests.relay.scene import Scene
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("number", [SIGTERM, SIGINT])
 def test_a_stop_under_load_repeats_nothing(scene: Scene, start: StartRelay, number: Signals) -> None:
     scene.write(20_000)
@@ -43,6 +44,7 @@ def test_the_test_finds_out_a_relay_that_leaves_without_a_word(scene: Scene, sta
     assert wire.repeats(scene.arrived()) > 0
 
 
+@pytest.mark.alone
 def test_a_frozen_broker_holds_nobody_longer_than_the_time_to_stop(scene: Scene, start: StartRelay) -> None:
     with start_mock_kafka() as mock:
         scene.settings["OUTBOX_KAFKA_BOOTSTRAP_SERVERS"] = mock.bootstrap

@@ -2,6 +2,7 @@
 
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -47,7 +48,8 @@ class Campaign:
     stopping: threading.Event = field(default_factory=threading.Event)
     failures: list[BaseException] = field(default_factory=list)
 
-    def run(self, *, seconds: float, crashes: int) -> None:
+    def run(self, *, seconds: float, crashes: int, kills: int = 0) -> None:
+        """For so many seconds; on a busy machine longer, until so many relays were killed."""
         with psycopg.connect(self.url, autocommit=True) as session:
             session.execute(TABLE)
             session.execute(FILL, {"keys": KEYS})
@@ -64,6 +66,9 @@ class Campaign:
                 self.server.kill()
                 self.server.start()
             self.stopping.wait(seconds / (crashes + 1))
+            patience = time.monotonic() + 60
+            while self.kills < kills and time.monotonic() < patience and not self.stopping.wait(0.1):
+                pass
             self.stopping.set()
             for thread in threads:
                 thread.join(60)

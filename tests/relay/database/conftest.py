@@ -1,32 +1,13 @@
 """Writers and owners of one database, closed after the test."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
-import psycopg
 import pytest
 
-from relay.database import plain_url
+from tests.relay.conftest import Connect
 from tests.relay.database.half import Half, Session
 from tests.relay.database.memory_broker import MemoryBroker
-
-
-class Connect(Protocol):
-    def __call__(self, *, autocommit: bool = False) -> Session: ...
-
-
-@pytest.fixture
-def connect(database: str) -> Iterator[Connect]:
-    """Opens sessions of an application."""
-    opened: list[Session] = []
-
-    def open_(*, autocommit: bool = False) -> Session:
-        opened.append(psycopg.connect(plain_url(database), autocommit=autocommit))
-        return opened[-1]
-
-    yield open_
-    for session in opened:
-        session.close()
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ def campaign(server: PostgresServer, seed: int) -> Campaign:
 
 def test_a_campaign_of_kills_and_crashes_does_no_harm(server: PostgresServer) -> None:
     ran = campaign(server, SEED)
-    ran.run(seconds=12, crashes=3)
+    ran.run(seconds=12, crashes=3, kills=11)
     verdict = ran.verdict()
     assert {name: verdict[name] for name in RIGHT} == RIGHT, f"OUTBOX_TEST_SEED={SEED}: {verdict}"
     assert verdict["committed"] > 500

@@ -13,7 +13,7 @@ from outbox.storage.roles import Roles, statements
 from relay import guards
 from relay.database import Database, OutcomeUnknown, failed
 from relay.snapshot import Snapshot
-from tests.relay.database.conftest import Connect
+from tests.relay.conftest import Connect
 from tests.relay.database.half import Half, Session, drain, shard, write
 from tests.relay.database.memory_broker import MemoryBroker
 

@@ -9,7 +9,7 @@ from relay import look
 from relay.database import OutcomeUnknown
 from relay.look import INLINE_BYTES
 from relay.snapshot import Snapshot
-from tests.relay.database.conftest import Connect
+from tests.relay.conftest import Connect
 from tests.relay.database.half import Half, Session, ids, write
 
 

@@ -12,7 +12,7 @@ from relay import look, progress, reader
 from relay.progress import Progress
 from relay.shard import Shard
 from tests.conftest import create_engine
-from tests.relay.database.conftest import Connect
+from tests.relay.conftest import Connect
 from tests.relay.database.half import Half, Session, drain, ids, shard, write
 from tests.relay.database.memory_broker import MemoryBroker
 from tests.relay.database.watched_plans import plan_of, plans_of, watch

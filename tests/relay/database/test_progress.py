@@ -12,7 +12,7 @@ from outbox.storage.roles import Roles, statements
 from relay import progress
 from relay.database import OutcomeUnknown
 from relay.progress import Progress
-from tests.relay.database.conftest import Connect
+from tests.relay.conftest import Connect
 from tests.relay.database.half import Half, Session, drain, shard, wait_for, write
 from tests.relay.database.memory_broker import MemoryBroker
 

@@ -12,7 +12,7 @@ from relay.database import OutcomeUnknown
 from relay.look import INLINE_BYTES
 from relay.progress import Progress
 from relay.row import KEY, PAYLOAD, POSITION, TOPIC, Row
-from tests.relay.database.conftest import Connect
+from tests.relay.conftest import Connect
 from tests.relay.database.half import Half, Session, ids, write
 
 Own = Callable[..., Half]

@@ -9,7 +9,7 @@ import pytest
 from outbox.errors import Fenced
 from relay import topics
 from relay.topics import CompactedTopic, Topics, UnknownTopic
-from tests.relay.database.conftest import Connect
+from tests.relay.conftest import Connect
 from tests.relay.database.half import Half, Session, drain, shard, wait_for, write
 from tests.relay.database.memory_broker import MemoryBroker
 
