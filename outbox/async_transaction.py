@@ -11,7 +11,7 @@ from tenacity import AsyncRetrying
 from outbox import isolation as levels
 from outbox.attempts import policy
 from outbox.cancellation import take_back_async
-from outbox.emission import AsyncTarget, record_async
+from outbox.emission import AsyncTarget, promise
 from outbox.event import Event
 from outbox.isolation import Isolation
 from outbox.preflight import MAX_RECORD_BYTES
@@ -48,9 +48,11 @@ class AsyncOutbox(Rows):
         require_maker(sessions, "AsyncOutbox(async_sessionmaker(engine))")
         self.sessions = sessions
 
-    async def emit(self, target: AsyncTarget, event: Event, **overrides: Unpack[Overrides]) -> UUID:
+    def emit(
+        self, target: AsyncTarget, event: Event, **overrides: Unpack[Overrides]
+    ) -> Coroutine[Any, Any, UUID]:
         """Record `event` in the transaction open on `target`; see outbox.emit."""
-        return await record_async(target, self.row_of(event, overrides))
+        return promise(target, self.row_of(event, overrides))
 
     async def cancel(self, target: AsyncTarget, event_id: UUID) -> bool:
         """Take back an event that was emitted with `deliver_at`; False is too late. See outbox.cancel."""

@@ -8,7 +8,7 @@ What cannot travel is refused here, before anything commits.
 """
 
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeAlias, Unpack, overload
 from uuid import UUID
 
@@ -18,12 +18,13 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import InvalidRequestError, PendingRollbackError, UnboundExecutionError
 from sqlalchemy.orm import Session, scoped_session
 
-from outbox import hooks, pending
+from outbox import hooks, pending, unawaited
 from outbox.errors import ConfigurationError, NoTransaction
 from outbox.event import Event
 from outbox.row import Overrides, Row, insert, refuse, row
 from outbox.scheduled import schedule
 from outbox.storage.tables import outbox_event
+from outbox.unawaited import Unawaited
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
@@ -44,7 +45,9 @@ def emit(
 ) -> UUID | Coroutine[Any, Any, UUID]:
     """Record `event` in the transaction open on `target`; returns the event's id.
 
-    target   a SQLAlchemy Session or Connection, or a psycopg connection; `await` it for their async twins.
+    target      a SQLAlchemy Session or Connection, or a psycopg connection; `await` it for their async twins
+                (a transaction that commits without the `await` fails, but for psycopg's, which tells of no
+                commit).
     headers     the caller's own, beside those the relay writes.
     topic       instead of the event class's. key: instead of its key field. id: instead of a new UUIDv7.
     deliver_at  a moment (datetime with a time zone): the event is kept until the database's clock has
@@ -55,7 +58,7 @@ def emit(
     """
     made = row(event, **overrides)
     if is_async(target):
-        return record_async(target, made)
+        return promise(target, made)
     record(target, made)
     return made.id
 
@@ -89,8 +92,27 @@ def record(target: Target, made: Row) -> None:
         raise unknown(target, SYNC)
 
 
-async def record_async(target: AsyncTarget, made: Row) -> UUID:
-    """The same for the async twins; only this waits for input and output."""
+def promise(target: AsyncTarget, made: Row) -> Coroutine[Any, Any, UUID]:
+    """The same for the async twins, to be awaited: a commit before that fails."""
+    call, calls = object(), _unawaited_on(target)
+    calls[call] = made.type
+    return _record_async(target, made, lambda: calls.pop(call, None))
+
+
+def _unawaited_on(target: object) -> Unawaited:
+    if is_async(target) and not isinstance(target, psycopg.AsyncConnection):
+        from sqlalchemy.ext.asyncio import AsyncConnection, async_scoped_session
+
+        if not isinstance(target, AsyncConnection):
+            session = target() if isinstance(target, async_scoped_session) else target
+            return unawaited.on(session.sync_session)
+        if target.in_transaction() and target.sync_connection is not None:
+            return pending.opened(target.sync_connection).unawaited
+    return {}
+
+
+async def _record_async(target: AsyncTarget, made: Row, awaited: Callable[[], object]) -> UUID:
+    awaited()
     if not is_async(target):
         raise unknown(target, ASYNC)
     if isinstance(target, psycopg.AsyncConnection):

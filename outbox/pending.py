@@ -23,15 +23,17 @@ from outbox import hooks
 from outbox.errors import ConfigurationError, EmitError, NoTransaction
 from outbox.row import Row, insert, refuse
 from outbox.scheduled import schedule
+from outbox.unawaited import Unawaited, refuse_unawaited
 
 
 class Pending:
     """What one transaction emitted and cancelled, in order, each with the savepoints it stands in."""
 
-    __slots__ = ("_log", "written")
+    __slots__ = ("_log", "unawaited", "written")
 
     def __init__(self) -> None:
         self._log: list[tuple[Row | UUID, tuple[str, ...]]] = []
+        self.unawaited: Unawaited = {}
         self.written = False
 
     def add(self, row: Row, savepoints: tuple[str, ...] = ()) -> None:
@@ -48,6 +50,7 @@ class Pending:
     def drop(self) -> None:
         """The transaction was rolled back."""
         self._log.clear()
+        self.unawaited.clear()
 
     @property
     def rows(self) -> list[Row]:
@@ -137,6 +140,7 @@ def write(connection: Connection, pending: Pending) -> None:
     """Insert what is pending, in emit order, in one statement. An error fails the commit."""
     if pending.written:
         return
+    refuse_unawaited(pending.unawaited)
     pending.written = True
     rows = pending.rows
     if not rows:

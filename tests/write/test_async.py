@@ -1,13 +1,15 @@
 """The async twins promise what the plain ones promise."""
 
+from collections.abc import Coroutine
+from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, func, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_scoped_session, async_sessionmaker
 
-from outbox import AsyncOutbox, ConfigurationError, NoTransaction, emit
-from tests.write.orders import Zone, place, published, step, steps
+from outbox import AsyncOutbox, ConfigurationError, EmitError, NoTransaction, emit
+from tests.write.orders import Order, Zone, place, published, step, steps
 
 pytestmark = pytest.mark.anyio
 
@@ -101,6 +103,65 @@ async def test_outside_a_transaction_is_an_error_that_says_so(
     async with sessions() as session:
         with pytest.raises(NoTransaction, match=r"@outbox\.transaction"):
             await emit(session, step(1))
+
+
+async def test_a_commit_without_the_await_fails_and_names_the_event(
+    engine: Engine, outbox: AsyncOutbox, sessions: async_sessionmaker[AsyncSession]
+) -> None:
+    forgotten: list[Coroutine[Any, Any, UUID]] = []
+
+    @outbox.transaction
+    async def place_order(session: AsyncSession) -> None:
+        order, placed = place("9.90")
+        session.add(order)
+        forgotten.append(outbox.emit(session, placed))
+
+    with pytest.raises(EmitError, match=r"order\.placed\.v1 was called and not awaited"):
+        await place_order()
+    scoped = async_scoped_session(sessions, scopefunc=lambda: 1)
+    with pytest.raises(EmitError, match="not awaited"):
+        async with scoped.begin():
+            await emit(scoped, step(1))
+            forgotten.append(emit(scoped, step(2)))
+    await scoped.remove()
+    assert published(engine) == []
+    with engine.connect() as connection:
+        assert connection.scalar(select(func.count()).select_from(Order)) == 0
+    for call in forgotten:
+        call.close()
+
+
+async def test_a_connections_commit_without_the_await_fails_too(
+    engine: Engine, async_engine: AsyncEngine
+) -> None:
+    with pytest.raises(EmitError, match="not awaited"):
+        async with async_engine.begin() as connection:
+            await emit(connection, step(1))
+            forgotten = emit(connection, step(2))
+    forgotten.close()
+    assert published(engine) == []
+
+
+async def test_an_emit_may_be_awaited_later_and_a_rollback_forgets_it(
+    engine: Engine, async_engine: AsyncEngine, sessions: async_sessionmaker[AsyncSession]
+) -> None:
+    async with sessions() as session:
+        await session.begin()
+        forgotten = [emit(session, step(1))]
+        await session.rollback()
+        async with session.begin():
+            later = emit(session, step(2))
+            await emit(session, step(3))
+            await later
+    async with async_engine.connect() as connection:
+        await connection.begin()
+        forgotten.append(emit(connection, step(4)))
+        await connection.rollback()
+        async with connection.begin():
+            await emit(connection, step(5))
+    assert steps(engine) == [3, 2, 5]
+    for call in forgotten:
+        call.close()
 
 
 async def test_a_serialization_failure_is_tried_again(engine: Engine, outbox: AsyncOutbox) -> None:
