@@ -45,7 +45,7 @@ class AsyncOutbox(Rows):
         traceparent: Callable[[], str | None] | None = None,
     ) -> None:
         super().__init__(max_record_bytes=max_record_bytes, traceparent=traceparent)
-        require_maker(sessions, "AsyncOutbox(async_sessionmaker(engine))")
+        require_maker(sessions, "AsyncOutbox(async_sessionmaker(engine))", awaited=True)
         self.sessions = sessions
 
     def emit(

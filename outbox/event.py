@@ -62,7 +62,10 @@ class Event(BaseModel):
         # The arguments are used below, once pydantic knows the fields. What it knows as configuration it has
         # taken away already; type checkers learn of it here.
         if config:
-            raise TypeError(f"event class {cls.__qualname__}: unknown keyword {', '.join(config)}")
+            raise ConfigurationError(
+                f"event class {cls.__qualname__}: unknown keyword {', '.join(config)}; it takes name, "
+                "version, topic, aggregate and key, and pydantic's configuration"
+            )
         super().__init_subclass__()
 
     @classmethod

@@ -1,6 +1,7 @@
 """One function, one transaction: the domain's rows and its events, or neither."""
 
 import inspect
+import sys
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeAlias, TypeVar, Unpack, cast, overload
@@ -159,8 +160,18 @@ def _require_sync(target: object) -> None:
         )
 
 
-def require_maker(sessions: object, example: str) -> None:
-    """Something that makes sessions when called. Raises ConfigurationError for an engine, a session, None."""
+def require_maker(sessions: object, example: str, *, awaited: bool = False) -> None:
+    """Something that makes sessions when called. Raises ConfigurationError for an engine, a session, None and
+    the other twin's maker.
+    """
+    aio = sys.modules.get("sqlalchemy.ext.asyncio")  # not loaded for the answer: it needs greenlet
+    twins = sessionmaker if awaited else () if aio is None else aio.async_sessionmaker
+    if isinstance(sessions, twins):
+        raise ConfigurationError(
+            f"sessions is a {type(sessions).__name__}, which makes sessions that "
+            f"{'cannot' if awaited else 'must'} be awaited; give {example}, or use "
+            f"{'Outbox' if awaited else 'AsyncOutbox'}"
+        )
     if hasattr(sessions, "registry"):
         # An inner transaction would close the outer one's session, and with it throw its work away.
         raise ConfigurationError(

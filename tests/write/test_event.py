@@ -170,7 +170,7 @@ def test_a_definition_that_cannot_work_is_refused_at_once(keywords: dict[str, An
 
 
 def test_a_misspelt_keyword_is_an_error() -> None:
-    with pytest.raises(TypeError, match="agregate"):
+    with pytest.raises(ConfigurationError, match="unknown keyword agregate; it takes name"):
 
         class Wrong(Event, name="tests.misspelt", agregate="a"):
             pass

@@ -344,6 +344,22 @@ def test_a_door_takes_what_makes_sessions(engine: Engine, door: Any, wrong: str 
 
 
 @pytest.mark.parametrize(
+    ("door", "wrong", "message"),
+    [
+        (Outbox, async_sessionmaker(), r"must be awaited; give Outbox\(sessionmaker\(.*or use AsyncOutbox"),
+        (
+            AsyncOutbox,
+            sessionmaker(),
+            r"cannot be awaited; give AsyncOutbox\(async_sessionmaker\(.*use Outbox",
+        ),
+    ],
+)
+def test_a_door_refuses_its_twins_maker(door: Any, wrong: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        door(wrong)
+
+
+@pytest.mark.parametrize(
     ("door", "scoped"),
     [
         (Outbox, scoped_session(sessionmaker())),
