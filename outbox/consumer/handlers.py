@@ -1,6 +1,7 @@
 """Which function applies which record."""
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -162,6 +163,7 @@ def _takes_record(function: Function, name: str) -> bool:
     except (TypeError, ValueError) as error:
         raise ConfigurationError(f"{name} has no readable signature: {error}") from error
     by_place = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    third = by_place[2] if len(by_place) >= 3 else None
     if any(p.kind is p.VAR_POSITIONAL for p in parameters):
         return True
     needed = [p for p in by_place if p.default is p.empty]
@@ -174,4 +176,13 @@ def _takes_record(function: Function, name: str) -> bool:
             f"{name} must take (session, event) or (session, event, record); it takes "
             f"({', '.join(p.name for p in parameters)})"
         )
-    return len(by_place) >= 3
+    # A third parameter with a default is the function's own business, unless it says that it is the record.
+    return third is not None and (third.default is third.empty or _means_record(third))
+
+
+def _means_record(parameter: inspect.Parameter) -> bool:
+    annotation = parameter.annotation
+    words = (
+        annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "") + str(annotation)
+    )
+    return parameter.name in ("record", "records") or re.search(r"\bRecord\b", words) is not None

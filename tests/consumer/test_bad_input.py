@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -13,6 +14,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from outbox import ConfigurationError, Event, SchemaError
 from outbox.consumer import Consumer, Record
+from outbox.consumer.handlers import Handlers
 from outbox.testing.servers import PostgresServer
 from relay.cli.consume import consume
 from tests.conftest import create_engine
@@ -109,6 +111,34 @@ def generator(session: Session, event: object) -> Any:
 def test_handlers_that_cannot_be_called_are_refused(handler: Any, said: str) -> None:
     with pytest.raises(ConfigurationError, match=said):
         consumer().on(Something)(handler)
+
+
+def plain(session: Session, event: object, record: Record) -> None: ...
+def any_name(session: Session, event: object, message: object) -> None: ...
+def named(session: Session, event: object, record: object = None) -> None: ...
+def annotated(session: Session, event: object, message: Record | None = None) -> None: ...
+def in_bulk(session: Session, events: object, messages: Sequence[Record] = ()) -> None: ...
+def own_default(session: Session, event: object, limit: int = 10) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("handler", "wanted"),
+    [
+        (plain, True),
+        (any_name, True),
+        (named, True),
+        (annotated, True),
+        (in_bulk, True),
+        (own_default, False),
+        (ignore, False),
+    ],
+)
+def test_a_parameter_with_a_default_of_its_own_does_not_get_the_record(
+    handler: Callable[..., None], wanted: bool
+) -> None:
+    handlers = Handlers()
+    handlers.add(handler, [Something], topic=None, bulk=False, tombstones=False)
+    assert handlers.routes("bad")[b"bad.something.v1"].handler.wants_record is wanted
 
 
 def test_properties_that_are_no_mapping_are_refused() -> None:
