@@ -2,12 +2,15 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf, nan
 from typing import Any
 from uuid import uuid4
 
 import psycopg
 import pytest
 import sqlalchemy
+from pydantic import BaseModel, field_serializer
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -27,6 +30,15 @@ from tests.write.orders import Order, order_ids, place, step, steps, stored
 class Loose(Event, name="tests.loose", version=1, aggregate="loose", key="key"):
     key: Any = "k"
     anything: Any = None
+
+
+class Price(BaseModel):
+    amount: float
+
+
+@dataclass
+class Rate:
+    percent: float
 
 
 class Nameless(Event, aggregate="loose"):
@@ -63,6 +75,10 @@ def refused(sessions: sessionmaker[Session], act: Callable[[Session], object]) -
         (Loose(key=True), {}, EventNotSerialisable, r"Loose\.key is a bool"),
         (Loose(anything=object()), {}, EventNotSerialisable, r"Loose\.anything has no JSON form"),
         (Loose(anything="\ud800"), {}, EventNotSerialisable, r"Loose\.anything has no JSON form"),
+        (Loose(anything=nan), {}, EventNotSerialisable, r"Loose\.anything is not a finite number"),
+        (Loose(anything=[1.5, {"a": (-inf,)}]), {}, EventNotSerialisable, r"anything\[1\]\.a\[0\] is not"),
+        (Loose(anything=Price(amount=inf)), {}, EventNotSerialisable, r"Loose\.anything\.amount is not"),
+        (Loose(anything=Rate(nan)), {}, EventNotSerialisable, r"Loose\.anything\.percent is not"),
         (Nameless(), {}, EventRejected, "Nameless has no name on the wire"),
         ({"not": "an event"}, {}, EventRejected, "dict is not an outbox.Event"),
         (Loose, {}, EventRejected, "Loose is a class; emit an instance"),
@@ -84,6 +100,24 @@ def test_bad_data_fails_the_business_transaction(
     assert re.search(message, str(failure)), str(failure)
     assert stored(engine) == []
     assert order_ids(engine) == set()
+
+
+class Measured(Event, name="tests.measured", version=1, aggregate="loose"):
+    value: Any
+    unit: Any = None
+
+    @field_serializer("value")
+    def in_words(self, value: Any) -> Any:
+        return "unknown" if value != value else value
+
+
+def test_a_number_that_the_event_itself_puts_into_words_is_written(
+    engine: Engine, sessions: sessionmaker[Session]
+) -> None:
+    with sessions.begin() as session:
+        emit(session, Measured(value=nan))
+    (row,) = stored(engine)
+    assert row["payload"] == b'{"value":"unknown","unit":null}'
 
 
 def test_an_event_just_under_the_limit_passes_and_one_byte_more_does_not(
