@@ -102,7 +102,7 @@ def test_bad_data_fails_the_business_transaction(
     assert order_ids(engine) == set()
 
 
-class Measured(Event, name="tests.measured", version=1, aggregate="loose"):
+class Worded(Event, name="tests.worded", version=1, aggregate="loose"):
     value: Any
     unit: Any = None
 
@@ -115,7 +115,7 @@ def test_a_number_that_the_event_itself_puts_into_words_is_written(
     engine: Engine, sessions: sessionmaker[Session]
 ) -> None:
     with sessions.begin() as session:
-        emit(session, Measured(value=nan))
+        emit(session, Worded(value=nan))
     (row,) = stored(engine)
     assert row["payload"] == b'{"value":"unknown","unit":null}'
 
