@@ -190,14 +190,15 @@ def _on_commit_twophase(connection: Connection, _xid: object, is_prepared: bool)
         _on_commit(connection)
 
 
-def _on_checkin(_connection: object, record: ConnectionPoolEntry) -> None:
-    """SQLAlchemy tells of a commit before it, and of nothing after it but this."""
-    if count := record.info.pop(_WRITTEN, 0):
+def _on_checkin(connection: object, record: ConnectionPoolEntry) -> None:
+    """SQLAlchemy tells of a commit before it, and of nothing after it but this (None: it broke)."""
+    if (count := record.info.pop(_WRITTEN, 0)) and connection is not None:
         hooks.fire("outbox.committed", count=count)
 
 
 def _on_rollback(connection: Connection) -> None:
-    connection.info.pop(_WRITTEN, None)
+    if not connection.invalidated:  # its info would be a new connection's, which a rollback may not ask for
+        connection.info.pop(_WRITTEN, None)
     if pending := of(connection):
         pending.drop()
 

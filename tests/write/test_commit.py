@@ -300,4 +300,4 @@ def test_observers_hear_of_each_transaction_once(engine: Engine, sessions: sessi
         emit(session, step(1))
         emit(session, step(2))
     unsubscribe()
-    assert told == [("outbox.opened", None), ("outbox.written", 2)]
+    assert told == [("outbox.opened", None), ("outbox.written", 2), ("outbox.committed", 2)]
