@@ -2,11 +2,12 @@
 
 import json
 import logging
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
-from confluent_kafka.admin import NewPartitions
+from confluent_kafka.admin import AdminClient, NewPartitions, OffsetSpec
 from confluent_kafka.cimpl import NewTopic
 
 from outbox.errors import ConfigurationError, GuardViolation, UndecodableRecord
@@ -25,6 +26,9 @@ SETTINGS = {
 
 TAIL = 64
 """Offsets from the end that are read first; the last record almost always lies there."""
+
+READY_ATTEMPTS, READY_EVERY = 50, 0.1
+"""Questions whether a new partition has its leader, and seconds between two of them."""
 
 SILENT = 10.0
 """Seconds without any record or end before the reading is given up; the next claim tries again."""
@@ -52,13 +56,28 @@ class Ledger:
                 )
                 admin.create_topics([new], operation_timeout=METADATA_TIMEOUT)[self.topic].result()
                 log.info("created topic %s", self.topic)
+                self._wait_for_leader(admin)
             elif len(found.partitions) <= self.shard:
                 more = NewPartitions(self.topic, self.shard + 1)
                 admin.create_partitions([more], operation_timeout=METADATA_TIMEOUT)[self.topic].result()
+                self._wait_for_leader(admin)
             else:
                 self._check()
         except KafkaException as error:
             self._not_prepared(error.args[0])
+
+    def _wait_for_leader(self, admin: AdminClient) -> None:
+        """A new partition is known before its leader takes records."""
+        place = TopicPartition(self.topic, self.shard)
+        for attempt in range(READY_ATTEMPTS):
+            try:
+                (answer,) = admin.list_offsets({place: OffsetSpec.latest()}).values()  # type: ignore[no-untyped-call]
+                answer.result(METADATA_TIMEOUT)
+                return
+            except KafkaException:
+                if attempt + 1 == READY_ATTEMPTS:
+                    raise
+                time.sleep(READY_EVERY)
 
     def read(self, alive: Callable[[], bool]) -> Recorded:
         """The last committed record, read up to an end that the leader itself names.

@@ -9,7 +9,6 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import cycle
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
@@ -25,8 +24,9 @@ from relay.producers.line import Line, LineEnded
 from relay.producers.properties import transactional
 from relay.row import POSITION, Row
 
-LINES = 1
-"""Clients that take turns."""
+LINES = 2
+"""Clients that take turns: the next transaction is filled while the last one's commit is on its way, and
+none waits for the markers of the one before it (with a single client that costs 25 ms now and then)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class TransactionalProducer:
     def __init__(self, properties: Mapping[str, Any], names: Names) -> None:
         self._properties = transactional(properties)
         self._inquiry = Inquiry(self._properties)
-        self._names = names
+        self.names = names
         self._ledger = Ledger(self._properties, self._inquiry, topic=names.progress_topic, shard=names.shard)
         self._ids = [f"{names.transactional_id}.{n}" for n in range(LINES)]
         self._place = names.progress_topic, names.shard
@@ -66,7 +66,7 @@ class TransactionalProducer:
         """With new clients: one that was fenced in before may have been fenced out since."""
         if self._fenced:
             self.close()
-        hooks.fire(points.FENCING, shard=self._names.shard)
+        hooks.fire(points.FENCING, shard=self.names.shard)
         try:
             for line in self._opened():
                 line.fence(alive)
@@ -92,12 +92,11 @@ class TransactionalProducer:
         """See `Producer.deliver`. A chunk is yielded once it is committed; nothing is sent after an error."""
         if not self._fenced:
             raise Unsettled("what was committed last is to be asked first", expected=True)
-        lines = cycle(self._lines)
         committing: tuple[Line, int] | None = None
         with self._settling():
             for chunk in chunks:
                 for part in self._parts(chunk):
-                    line = next(lines)
+                    line = self._turn()
                     if committing is not None and (committing[0] is line or self._doubt is not None):
                         yield self._arrived(committing, alive)
                         committing = None
@@ -146,12 +145,12 @@ class TransactionalProducer:
 
     def _not_fenced(self, cause: KafkaError) -> str:
         if cause.code() == KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED:
-            remedy = f"; grant DESCRIBE and WRITE on TransactionalId, prefix {self._names.transactional_id}"
+            remedy = f"; grant DESCRIBE and WRITE on TransactionalId, prefix {self.names.transactional_id}"
         elif cause.code() == KafkaError.INVALID_TRANSACTION_TIMEOUT:
             remedy = "; lower transaction.timeout.ms in [kafka] to the brokers' transaction.max.timeout.ms"
         else:
             remedy = ""
-        return f"transactional.id {self._names.transactional_id}: {cause.str()}{remedy}"
+        return f"transactional.id {self.names.transactional_id}: {cause.str()}{remedy}"
 
     def _send(self, line: Line, part: Chunk, alive: Callable[[], bool]) -> None:
         """Until the brokers have it all, uncommitted. What is refused is refused here."""
@@ -167,9 +166,9 @@ class TransactionalProducer:
             raise self._verdict(part, ended) from ended
 
     def _commit(self, line: Line, last: int) -> None:
-        hooks.fire(points.SETTLED, shard=self._names.shard, last=last)
+        hooks.fire(points.SETTLED, shard=self.names.shard, last=last)
         line.commit()
-        hooks.fire(points.COMMITTING, shard=self._names.shard, last=last)
+        hooks.fire(points.COMMITTING, shard=self.names.shard, last=last)
 
     def _verdict(self, part: Chunk, ended: LineEnded) -> Exception:
         """Who is to blame: the row that was alone in its transaction, or one among those that were in it."""
@@ -199,6 +198,11 @@ class TransactionalProducer:
                 end = len(rows)
             yield replace(chunk, rows=rows[start:end], targets=chunk.targets[start:end])
             start = end
+
+    def _turn(self) -> Line:
+        """The line whose commit is the longest ago."""
+        self._lines.append(self._lines.pop(0))
+        return self._lines[-1]
 
     def _arrived(self, committing: tuple[Line, int], alive: Callable[[], bool]) -> int:
         line, position = committing

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from relay.producers import Chunk, Interrupted, Refused, SequencedProducer
+from relay.producers import Chunk, Interrupted, Producer, Refused, Unsettled
 from relay.row import POSITION, Row
 
 NOW = int(time.time() * 1000)
@@ -27,7 +27,7 @@ class Delivery:
 
     def __init__(
         self,
-        producer: SequencedProducer,
+        producer: Producer,
         rows: Sequence[Row],
         size: int = 20,
         *,
@@ -38,9 +38,16 @@ class Delivery:
         self.rows = rows
         self.size = size
         self.low = 0
+        self.settled = False
 
     def attempt(self) -> Refused | Interrupted | None:
-        """One delivery; what ended it."""
+        """One delivery; what ended it. Where that leaves open what is in, the broker is asked first."""
+        if not self.settled:
+            recorded = self.producer.take_over(lambda: True)
+            if recorded is not None:
+                assert recorded.seq.position >= self.low, "what was yielded is committed"
+                self.low = recorded.seq.position
+            self.settled = True
         left = [r for r in self.rows if r[POSITION] > self.low]
         try:
             given = self.pass_through(chunks(left, self.size))
@@ -48,11 +55,12 @@ class Delivery:
                 assert low > self.low
                 self.low = low
         except (Refused, Interrupted) as ended:
+            self.settled = not isinstance(ended, Unsettled)
             return ended
         return None
 
     def until_refused(self) -> Refused:
-        for _ in range(5):
+        for _ in range(10):
             ended = self.attempt()
             if isinstance(ended, Refused):
                 return ended
