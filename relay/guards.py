@@ -82,7 +82,7 @@ def examine(connection: Connection, kafka_cluster_id: str | None) -> Surrounding
 
     Raises GuardViolation naming what differs. `kafka_cluster_id` None: the broker does not tell.
     """
-    _compare_version(connection)
+    require_version(connection)
     row = database.execute(connection, FACTS).fetchone()
     assert row is not None
     here = Surroundings(*row)
@@ -113,7 +113,7 @@ def examine(connection: Connection, kafka_cluster_id: str | None) -> Surrounding
     return here
 
 
-def _compare_version(connection: Connection) -> None:
+def require_version(connection: Connection) -> None:
     found = database.execute(connection, VERSION).fetchone()
     if found != (LATEST,):
         version = (found and found[0]) or 0

@@ -44,3 +44,6 @@ REBASING = "relay.rebasing"
 
 MOVED = "relay.moved"
 """Scheduled events that were due are among the others now: `count`."""
+
+ADOPTING = "relay.adopting"
+"""A step of `outbox-relay adopt` is done and nothing is committed: `step`."""

@@ -13,7 +13,7 @@ import psycopg
 from outbox import hooks
 from outbox.errors import GuardViolation, SchemaError
 from outbox.storage.roles import quote
-from relay import database, points, provenance
+from relay import database, guards, points, provenance
 from relay.database import Connection, OutcomeUnknown
 from relay.provenance import Evidence, Kind, Place
 
@@ -50,6 +50,11 @@ SELECT setval('outbox_event_position_seq', greatest(
     (SELECT max(greatest(done_floor, next_floor)) FROM outbox_shard)))
 """
 """A logical copy leaves the sequence behind. Not undone by a rollback, which is harmless."""
+
+RAISE_SCHEDULED = """
+SELECT setval('outbox_scheduled_seq_seq', greatest(
+    1, (SELECT max(seq) FROM outbox_scheduled), (SELECT last_value FROM outbox_scheduled_seq_seq)))
+"""
 
 _PENDING = """
     (judged.native OR NOT judged.published OR (judged.lone AND judged.occurred_at >= %(since)s::timestamptz))
@@ -161,6 +166,7 @@ class Rebase:
         with database.open_plain(self._url) as connection:
             connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             connection.execute("SET LOCAL row_security = off")
+            guards.require_version(connection)
             return self._plan(connection)[0]
 
     def run(self) -> Rebased:
@@ -187,7 +193,8 @@ class Rebase:
         connection.execute("SET LOCAL row_security = off")
         connection.execute(f"SET LOCAL lock_timeout = '{WAIT_FOR_WRITERS}'".encode())
         connection.execute("SET LOCAL statement_timeout = 0")
-        _require_owner(connection)
+        guards.require_version(connection)
+        require_owner(connection)
         if not self._identity_only and provenance.place(connection).same:
             return self._plan(connection)[0]
         _execute(connection, LOCK_SHARDS, "shards")
@@ -208,11 +215,7 @@ class Rebase:
 
     def _plan(self, connection: Connection) -> tuple[Rebased, Place]:
         """What has to be done here, if it may be."""
-        if busy := database.execute(connection, BUSY).fetchall():
-            raise GuardViolation(
-                f"{'; '.join(sorted(what for (what,) in busy))}: stop all relays first (a dead one counts "
-                "for 30 s); nothing was changed"
-            )
+        refuse_while_busy(connection)
         here = provenance.place(connection)
         found = provenance.evidence(connection, here)
         self._admit(found)
@@ -256,6 +259,7 @@ class Rebase:
         columns = ", ".join(quote(name) for (name,) in names)
         database.execute(connection, CANCEL_RESHARD)
         database.execute(connection, RAISE_POSITIONS)
+        database.execute(connection, RAISE_SCHEDULED)
         _execute(connection, PUT_ASIDE, "aside", {"since": self._since or "infinity"})
         _execute(connection, EMPTY, "emptied")
         database.execute(connection, KEEP.format(columns=columns))
@@ -286,13 +290,22 @@ class Rebase:
         return {"done": done, "floor": floor, "after": after[0]}
 
 
-def _require_owner(connection: Connection) -> None:
+def refuse_while_busy(connection: Connection) -> None:
+    """Raise GuardViolation while a relay lives, or died a moment ago."""
+    if busy := database.execute(connection, BUSY).fetchall():
+        raise GuardViolation(
+            f"{'; '.join(sorted(what for (what,) in busy))}: stop all relays first (a dead one counts for "
+            "30 s); nothing was changed"
+        )
+
+
+def require_owner(connection: Connection) -> None:
+    """Raise SchemaError for a role that may not change the relay's own state."""
     lacking = database.execute(connection, OWNED).fetchall()
     if lacking:
         owners = sorted({owner for _, owner in lacking})
         raise SchemaError(
-            "rebase empties and refills outbox_event, which only its owner may do; run it as "
-            f"{', '.join(owners)}"
+            f"this changes what only the owner of the outbox tables may change; run it as {', '.join(owners)}"
         )
 
 

@@ -20,6 +20,7 @@ COMMANDS = {
     "scheduled": "relay.cli.scheduled:scheduled",
     "shards": "relay.cli.shards:shards",
     "rebase": "relay.cli.rebase:rebase",
+    "adopt": "relay.cli.adopt:adopt",
     "consume": "relay.cli.consume:consume",
     "consumers": "relay.cli.consumers:consumers",
     "demo": "relay.cli.demo:demo",
