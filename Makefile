@@ -34,6 +34,13 @@ test-sqlalchemy20: requirements.lock ## run the writing side's tests on the olde
 	@.venv.sqlalchemy20/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation --editable .
 	@.venv.sqlalchemy20/bin/python -m pytest tests/write tests/storage $(ARGS)
 
+.PHONY: test-postgres
+test-postgres: $(STAMP) ## run the database's tests on PostgreSQL VERSION=14 (to 18), fetched once
+	@programs=$$($(BIN)/python -m outbox.testing.servers.postgres_versions "$(VERSION)") && \
+		env -u OUTBOX_DATABASE_URL OUTBOX_POSTGRES_BIN="$$programs" \
+		$(BIN)/python -m pytest tests/storage tests/relay/database tests/relay/test_ring.py \
+		tests/relay/disaster/test_rebase.py tests/relay/kafka/test_killed.py $(ARGS)
+
 .PHONY: check
 check: $(STAMP) ## formatting, lint, types, import rules
 	$(BIN)/ruff format --check .

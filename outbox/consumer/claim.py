@@ -139,9 +139,17 @@ def _check_identity(connection: Connection, key: dict[str, object], identity: To
     found = connection.execute(IDENTITY, key).one_or_none()
     if found is None:
         return
+    moved = not identity.agrees(TopicIdentity(found.cluster_id, identity.topic_id))
     raise GuardViolation(
         identity.difference(str(key["topic"]), cluster_id=found.cluster_id, topic_id=found.topic_id)
-        + f" Its offset {found.next_offset} in consumer_offset means other records. "
-        f"To read the new ones from where this group starts, stop its consumers and delete the rows of "
+        + f" Its offset {found.next_offset} in consumer_offset means other records. {_remedy(key, moved)}"
+    )
+
+
+def _remedy(key: dict[str, object], moved: bool) -> str:
+    if moved:
+        return "To go on with this cluster, run: outbox-relay adopt"
+    return (
+        "To read the new ones from where this group starts, stop its consumers and delete the rows of "
         f"grp = '{key['grp']}', topic = '{key['topic']}' from consumer_offset"
     )
