@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from outbox.event import Event
     from outbox.serializers import Serializer
     from outbox.storage import ddl, roles, tables
+    from outbox.tombstone import Tombstone
     from outbox.transaction import Outbox
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "Retry",
     "SchemaError",
     "Serializer",
+    "Tombstone",
     "UndecodableRecord",
     "cancel",
     "ddl",
@@ -63,6 +65,7 @@ _HOMES = {
     "Event": "outbox.event",
     "Outbox": "outbox.transaction",
     "Serializer": "outbox.serializers",
+    "Tombstone": "outbox.tombstone",
     "cancel": "outbox.cancellation",
     "emit": "outbox.emission",
 }

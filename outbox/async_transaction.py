@@ -16,6 +16,7 @@ from outbox.event import Event
 from outbox.isolation import Isolation
 from outbox.preflight import MAX_RECORD_BYTES
 from outbox.row import Overrides
+from outbox.tombstone import Tombstone
 from outbox.transaction import ATTEMPTS, CLAUSE, Rows, named, require_maker, require_session
 
 P = ParamSpec("P")
@@ -49,7 +50,7 @@ class AsyncOutbox(Rows):
         self.sessions = sessions
 
     def emit(
-        self, target: AsyncTarget, event: Event, **overrides: Unpack[Overrides]
+        self, target: AsyncTarget, event: Event | Tombstone, **overrides: Unpack[Overrides]
     ) -> Coroutine[Any, Any, UUID]:
         """Record `event` in the transaction open on `target`; see outbox.emit."""
         return promise(target, self.row_of(event, overrides))

@@ -24,6 +24,7 @@ from outbox.event import Event
 from outbox.row import Overrides, Row, insert, refuse, row
 from outbox.scheduled import schedule
 from outbox.storage.tables import outbox_event
+from outbox.tombstone import Tombstone
 from outbox.unawaited import Unawaited
 
 if TYPE_CHECKING:
@@ -37,13 +38,15 @@ AsyncTarget: TypeAlias = (
 
 
 @overload
-def emit(target: Target, event: Event, **overrides: Unpack[Overrides]) -> UUID: ...
+def emit(target: Target, event: Event | Tombstone, **overrides: Unpack[Overrides]) -> UUID: ...
 @overload
-def emit(target: AsyncTarget, event: Event, **overrides: Unpack[Overrides]) -> Coroutine[Any, Any, UUID]: ...
 def emit(
-    target: "Target | AsyncTarget", event: Event, **overrides: Unpack[Overrides]
+    target: AsyncTarget, event: Event | Tombstone, **overrides: Unpack[Overrides]
+) -> Coroutine[Any, Any, UUID]: ...
+def emit(
+    target: "Target | AsyncTarget", event: Event | Tombstone, **overrides: Unpack[Overrides]
 ) -> UUID | Coroutine[Any, Any, UUID]:
-    """Record `event` in the transaction open on `target`; returns the event's id.
+    """Record `event`, or the Tombstone of a key, in the transaction open on `target`; returns the event's id.
 
     target      a SQLAlchemy Session or Connection, or a psycopg connection; `await` it for their async twins
                 (a transaction that commits without the `await` fails, but for psycopg's, which tells of no

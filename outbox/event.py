@@ -125,7 +125,11 @@ def key_of(event: Event) -> str | None:
     field = event.__key__
     if field is None:
         return None
-    value = getattr(event, field)
+    return key_text(getattr(event, field), type(event), field)
+
+
+def key_text(value: object, cls: type[Event], field: str = "key") -> str:
+    """`value` of `field` as a key is written. Raises EventRejected, EventNotSerialisable."""
     if isinstance(value, Enum):
         value = value.value
     if isinstance(value, str):
@@ -134,7 +138,7 @@ def key_of(event: Event) -> str | None:
         return str(value)
     if isinstance(value, date):
         return value.isoformat()
-    name = type(event).__qualname__
+    name = cls.__qualname__
     if value is None:
         raise EventRejected(
             f"{name} was not recorded: its key field {field} is None, so its order would be lost; set it, "

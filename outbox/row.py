@@ -14,6 +14,7 @@ from outbox.errors import EventRejected, OutboxError, SchemaError
 from outbox.event import Event, is_named, key_of
 from outbox.preflight import MAX_RECORD_BYTES
 from outbox.record import CONTENT_TYPE, JSON
+from outbox.tombstone import Tombstone
 from outbox.uuid7 import uuid7
 
 
@@ -102,15 +103,15 @@ def array(values: Iterable[str | None]) -> str:
 
 
 def row(
-    event: Event,
+    event: Event | Tombstone,
     *,
     traceparent: str | None = None,
     max_record_bytes: int = MAX_RECORD_BYTES,
     **overrides: Unpack[Overrides],
 ) -> Row:
     """`event`, serialised and checked. Raises EventRejected or EventNotSerialisable."""
-    cls = type(event)
-    if not isinstance(event, Event):
+    cls = event.event if isinstance(event, Tombstone) else type(event)
+    if not isinstance(event, Event | Tombstone):
         raise EventRejected(
             f"{event.__qualname__} is a class; emit an instance of it"
             if isinstance(event, type)
@@ -134,10 +135,13 @@ def row(
     if due is not None:
         due = _in_utc(due, cls.__qualname__)
     serializer = cls.__serializer__
-    payload = serializer.serialize(event)
-    if key is None:
-        key = key_of(event)
-    if serializer.content_type != JSON:
+    if isinstance(event, Tombstone):
+        payload = None
+        key = str(event.key) if key is None else key
+    else:
+        payload = serializer.serialize(event)
+        key = key_of(event) if key is None else key
+    if payload is not None and serializer.content_type != JSON:
         headers = {CONTENT_TYPE: serializer.content_type, **(headers or {})}
     preflight.check(
         f"{cls.__qualname__} ({cls.__wire_type__})",

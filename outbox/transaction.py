@@ -20,6 +20,7 @@ from outbox.isolation import Isolation
 from outbox.preflight import MAX_RECORD_BYTES
 from outbox.row import Overrides, Row, row
 from outbox.storage.tables import outbox_event
+from outbox.tombstone import Tombstone
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -57,7 +58,7 @@ class Rows:
         self._max_record_bytes = max_record_bytes
         self._traceparent = traceparent
 
-    def row_of(self, event: Event, overrides: Overrides) -> Row:
+    def row_of(self, event: Event | Tombstone, overrides: Overrides) -> Row:
         return row(
             event,
             **overrides,
@@ -86,7 +87,7 @@ class Outbox(Rows):
         require_maker(sessions, "Outbox(sessionmaker(engine))")
         self.sessions = sessions
 
-    def emit(self, target: Target, event: Event, **overrides: Unpack[Overrides]) -> UUID:
+    def emit(self, target: Target, event: Event | Tombstone, **overrides: Unpack[Overrides]) -> UUID:
         """Record `event` in the transaction open on `target`; see outbox.emit."""
         _require_sync(target)
         made = self.row_of(event, overrides)

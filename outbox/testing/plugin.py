@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from outbox.event import Event
     from outbox.pending import Pending
     from outbox.row import Row
+    from outbox.tombstone import Tombstone
 
 
 class Scheduled(NamedTuple):
     """An event that waits, and for which moment (in UTC)."""
 
     due: datetime
-    event: "Event"
+    event: "Event | Tombstone"
 
 
 class OutboxEvents:
@@ -33,7 +34,7 @@ class OutboxEvents:
     def __init__(self) -> None:
         self._seen: list[Pending] = []
 
-    def __call__(self) -> "list[Event]":
+    def __call__(self) -> "list[Event | Tombstone]":
         """The events that leave with their transaction, in order; none that waits for a moment."""
         return _decoded(row for pending in self._seen for row in pending.rows if row.due is None)
 
@@ -53,10 +54,16 @@ class OutboxEvents:
         return sorted(found, key=lambda scheduled: scheduled.due)
 
 
-def _decoded(rows: "Iterable[Row]") -> "list[Event]":
+def _decoded(rows: "Iterable[Row]") -> "list[Event | Tombstone]":
     from outbox import catalog
+    from outbox.tombstone import Tombstone
 
-    return [catalog.decode(row.type, row.payload) for row in rows if row.payload is not None]
+    return [
+        Tombstone(catalog.lookup(row.type), key=row.aggregateid or "")
+        if row.payload is None
+        else catalog.decode(row.type, row.payload)
+        for row in rows
+    ]
 
 
 @pytest.fixture

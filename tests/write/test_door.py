@@ -11,7 +11,7 @@ def test_the_names_at_the_door() -> None:
         [
             "AsyncOutbox", "CatalogError", "ConfigurationError", "EmitError", "Event", "EventNotSerialisable",
             "EventRejected", "NoTransaction", "Outbox", "OutboxError", "Reject", "Retry", "SchemaError",
-            "Serializer", "UndecodableRecord", "cancel", "ddl", "emit", "roles", "tables",
+            "Serializer", "Tombstone", "UndecodableRecord", "cancel", "ddl", "emit", "roles", "tables",
         ]
     )  # fmt: skip
     assert all(hasattr(outbox, name) for name in outbox.__all__)

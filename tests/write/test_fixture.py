@@ -1,12 +1,14 @@
 """`outbox_events` shows what the code under test announced, without a relay."""
 
+from uuid import uuid4
+
 import pytest
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session, sessionmaker
 
-from outbox import Outbox, emit
+from outbox import Outbox, Tombstone, emit
 from outbox.testing.plugin import OutboxEvents
-from tests.write.orders import place, step
+from tests.write.orders import StepTaken, place, step
 
 
 class Abort(Exception):
@@ -23,6 +25,13 @@ def test_it_lists_what_was_committed_in_order(outbox: Outbox, outbox_events: Out
     with outbox.sessions.begin() as session:
         outbox.emit(session, step(2))
     assert outbox_events() == [placed, step(1), step(2)]
+
+
+def test_it_lists_tombstones_too(outbox: Outbox, outbox_events: OutboxEvents) -> None:
+    key = uuid4()
+    with outbox.sessions.begin() as session:
+        outbox.emit(session, Tombstone(StepTaken, key=key))
+    assert outbox_events() == [Tombstone(StepTaken, key=key)]
 
 
 def test_it_leaves_out_what_was_rolled_back(

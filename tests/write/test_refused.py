@@ -22,6 +22,7 @@ from outbox import (
     NoTransaction,
     Outbox,
     SchemaError,
+    Tombstone,
     emit,
 )
 from tests.write.orders import Order, order_ids, place, step, steps, stored
@@ -118,6 +119,28 @@ def test_a_number_that_the_event_itself_puts_into_words_is_written(
         emit(session, Worded(value=nan))
     (row,) = stored(engine)
     assert row["payload"] == b'{"value":"unknown","unit":null}'
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: Tombstone(Nameless, key="k"), ConfigurationError, "an event class that has a name"),
+        (lambda: Tombstone(Loose(), key="k"), ConfigurationError, "an event class that has a name"),  # type: ignore[arg-type]
+        (lambda: Tombstone(Loose, key=None), EventRejected, "of Loose needs the key that it ends"),  # type: ignore[arg-type]
+        (lambda: Tombstone(Loose, key=1.5), EventNotSerialisable, r"Loose\.key is a float"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_tombstone_that_ends_nothing_is_refused(
+    make: Callable[[], object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_a_tombstone_is_checked_as_any_event(engine: Engine, sessions: sessionmaker[Session]) -> None:
+    failure = refused(sessions, lambda session: emit(session, Tombstone(Loose, key="k\x00")))
+    assert "the key holds a NUL" in str(failure)
+    assert stored(engine) == []
 
 
 def test_an_event_just_under_the_limit_passes_and_one_byte_more_does_not(
