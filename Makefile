@@ -57,6 +57,10 @@ format: $(STAMP) ## rewrite the code as `make check` wants it
 bench: $(STAMP) ## measure against a raw read-and-send loop
 	@$(BIN)/python -m benchmarks $(ARGS)
 
+.PHONY: campaign-scheduled
+campaign-scheduled: $(STAMP) ## move scheduled events while backends are killed, and count (ARGS="--seconds 600")
+	@$(BIN)/python -m tests.relay.scheduled.campaign $(ARGS)
+
 .PHONY: lock
 lock: ## resolve requirements.lock anew (needs uv)
 	uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras --group dev --upgrade \

@@ -55,6 +55,9 @@ is published."""
 
 TRUNCATE = "TRUNCATE ONLY {leaf}"
 
+SWEEP = "SELECT outbox_sweep()"
+"""What sealed events left behind: rows of transactions that have ended, which nobody ever reads again."""
+
 
 class Ring:
     """Truncates leaves on a connection of its own. Published rows stay readable for `retention`."""
@@ -71,6 +74,7 @@ class Ring:
             quiet = database.execute(
                 self._connection, QUIET, {"retention": self._retention.total_seconds()}
             ).fetchall()
+            database.execute(self._connection, SWEEP)
             return [leaf for (slot,) in quiet if self._truncate(self._connection, leaf := ring.leaf(slot))]
         except (OutcomeUnknown, psycopg.OperationalError) as error:
             log.debug("no leaf truncated: %s", error)

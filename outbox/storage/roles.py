@@ -51,6 +51,12 @@ APPLICATION_COLUMNS = (
 SCHEDULED_COLUMNS = ("due", *(column for column in APPLICATION_COLUMNS if column != "occurred_at"))
 """The same of an event that is scheduled: never seq, which decides between two of one moment."""
 
+EMITS = tuple(
+    f"outbox_emit(text, text, text, {payload}, text, jsonb, text, uuid, timestamptz, timestamptz, boolean, "
+    "integer)"
+    for payload in ("bytea", "text", "jsonb")
+)
+
 _RELAY_STATE = ("outbox_topic", "outbox_relay", "outbox_identity")
 _TABLES = (
     "outbox_event",
@@ -63,6 +69,7 @@ _TABLES = (
     "outbox_schema",
     "outbox_scheduled",
     "outbox_mover",
+    "outbox_sealed",
     "consumer_offset",
     "consumer_parked",
 )
@@ -118,8 +125,9 @@ def _create(role: str) -> str:
 def _application(role: str) -> list[str]:
     return [
         f"GRANT INSERT ({', '.join(APPLICATION_COLUMNS)}) ON outbox_event TO {role}",
+        f"GRANT INSERT ({', '.join(APPLICATION_COLUMNS)}) ON outbox_sealed TO {role}",
         f"GRANT INSERT ({', '.join(SCHEDULED_COLUMNS)}) ON outbox_scheduled TO {role}",
-        f"GRANT EXECUTE ON FUNCTION outbox_cancel(uuid) TO {role}",
+        f"GRANT EXECUTE ON FUNCTION outbox_cancel(uuid), {', '.join(EMITS)} TO {role}",
         f"GRANT SELECT ON outbox_schema TO {role}",
     ]
 
@@ -133,7 +141,7 @@ def _relay(role: str) -> list[str]:
         f"GRANT SELECT, INSERT, UPDATE ON {', '.join(_RELAY_STATE)} TO {role}",
         f"GRANT DELETE ON outbox_relay TO {role}",
         f"GRANT SELECT ON outbox_scheduled, outbox_scheduled_seq_seq TO {role}",
-        f"GRANT EXECUTE ON FUNCTION outbox_move(integer) TO {role}",
+        f"GRANT EXECUTE ON FUNCTION outbox_move(integer), outbox_sweep() TO {role}",
         f"GRANT SELECT ON outbox_schema TO {role}",
         *_settings(role, RELAY_SETTINGS),
     ]

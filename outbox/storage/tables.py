@@ -139,6 +139,28 @@ outbox_scheduled = Table(
     Index("outbox_scheduled_due", "due", "seq"),
 )
 
+outbox_sealed = Table(
+    "outbox_sealed",
+    metadata,
+    Column("id", Uuid, nullable=False),
+    Column("aggregatetype", Text, nullable=False),
+    Column("aggregateid", Text(collation="C")),
+    Column("type", Text, nullable=False),
+    Column("payload", LargeBinary),
+    Column("topic", Text),
+    Column("headers", JSONB),
+    Column("traceparent", Text),
+    Column("occurred_at", _timestamp, nullable=False, server_default=_now),
+    Column("xid", Xid8, nullable=False, server_default=text("pg_current_xact_id()")),
+    Column(
+        "slot",
+        SmallInteger,
+        nullable=False,
+        server_default=text("mod(date_part('epoch', statement_timestamp())::bigint / 600, 2)"),
+    ),
+    postgresql_partition_by="LIST (slot)",
+)
+
 outbox_mover = Table(
     "outbox_mover",
     metadata,
@@ -239,7 +261,14 @@ consumer_parked = Table(
 
 outbox_schema = Table("outbox_schema", metadata, Column("version", Integer, nullable=False))
 
-_HIDDEN = frozenset({"outbox_alembic_version", *(ring.leaf(slot) for slot in range(ring.LEAVES))})
+_HIDDEN = frozenset(
+    {
+        "outbox_alembic_version",
+        "outbox_sealed_0",
+        "outbox_sealed_1",
+        *(ring.leaf(slot) for slot in range(ring.LEAVES)),
+    }
+)
 
 
 def attach(target: MetaData) -> None:

@@ -23,6 +23,16 @@ FROM outbox_relay ORDER BY alive DESC, heartbeat DESC LIMIT 50
 """
 """The living first: an alarm of theirs must not fall off the end behind a crash loop's dead."""
 
+SCHEDULED = """
+SELECT (SELECT count(*) FROM (SELECT FROM outbox_scheduled LIMIT 100001) some_) AS scheduled,
+       (SELECT extract(epoch FROM clock_timestamp() - due)::float8
+        FROM outbox_scheduled ORDER BY due, seq LIMIT 1) AS overdue_by
+"""
+"""How many events wait for their moment (to 100,000), and by how many seconds the earliest is due."""
+
+OVERDUE = 60.0
+"""Seconds after its moment from which an event that was not moved is an alarm."""
+
 ENDED = 3
 """How many that ended are shown to a person."""
 
@@ -36,10 +46,18 @@ def status(database_url: str | None, as_json_: bool) -> None:
         ddl.check(connection)
         shards = [dict(row._mapping) for row in connection.execute(text(SHARDS))]
         relays = [dict(row._mapping) for row in connection.execute(text(RELAYS))]
+        scheduled, overdue_by = connection.execute(text(SCHEDULED)).one()
     alarms = _alarms(shards, relays)
+    if overdue_by is not None and overdue_by > OVERDUE:
+        alarms.append(
+            f"a scheduled event is overdue by {overdue_by:.0f} s: no relay moves it, or an open cancel holds "
+            "it; see outbox-relay scheduled list"
+        )
     if as_json_:
-        options.echo_json({"shards": shards, "relays": relays, "alarms": alarms})
+        options.echo_json({"shards": shards, "relays": relays, "scheduled": scheduled, "alarms": alarms})
     else:
+        if scheduled:
+            click.echo(f"scheduled: {scheduled:,}")
         _print(shards, relays, alarms)
     raise SystemExit(1 if alarms else 0)
 

@@ -110,6 +110,35 @@ def test_the_application_can_schedule_and_cancel(engine: Engine, cast: Cast) -> 
         assert connection.scalars(text("SELECT id FROM outbox_scheduled")).all() == [kept]
 
 
+def test_the_application_can_emit_from_sql_and_seal(engine: Engine, cast: Cast) -> None:
+    call = (
+        "SELECT outbox_emit(aggregatetype => 'a', aggregateid => 'k', type => 't', "
+        "payload => {payload}{more})"
+    )
+    with psycopg.connect(cast.application) as session:
+        for payload in ("'x'", "'x'::bytea", "'1'::jsonb", "NULL"):
+            session.execute(call.format(payload=payload, more="").encode())
+        session.execute(call.format(payload="'x'", more=", sealed => true").encode())
+        session.execute(call.format(payload="'x'", more=", deliver_at => now()").encode())
+        session.execute(
+            EVENT.format(more="", over="", value="").replace("outbox_event", "outbox_sealed").encode()
+        )
+        session.commit()
+    with engine.connect() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM outbox_event")) == 6
+    may_not(cast.relay, call.format(payload="'x'", more=""))
+    may_not(
+        cast.application,
+        "SELECT 1 FROM outbox_sealed",
+        "DELETE FROM outbox_sealed",
+        "TRUNCATE outbox_sealed",
+        "SELECT outbox_sweep()",
+        "INSERT INTO outbox_sealed (id, xid) VALUES (gen_random_uuid(), '1')",
+        "INSERT INTO outbox_sealed_0 (id) VALUES (gen_random_uuid())",
+    )
+    may(cast.relay, "SELECT outbox_sweep()")
+
+
 def test_the_application_does_nothing_else_with_what_is_scheduled(cast: Cast) -> None:
     may_not(
         cast.application,

@@ -23,6 +23,12 @@ SELECT a.attname
 FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
 WHERE i.indrelid = to_regclass('outbox_event') AND i.indisvalid
 """
+_FUNCTION = "SELECT to_regprocedure(:signature) IS NOT NULL"
+_SEAL = """
+SELECT count(*) FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
+WHERE t.tgname = 'outbox_seal' AND t.tgenabled IN ('O', 'A') AND t.tginitdeferred
+  AND c.oid IN (to_regclass('outbox_sealed'), to_regclass('outbox_sealed_0'), to_regclass('outbox_sealed_1'))
+"""
 
 
 def problems(connection: Connection) -> list[str]:
@@ -37,7 +43,7 @@ def problems(connection: Connection) -> list[str]:
     wrong = [line for step in STEPS for line in _column_problems(connection, step.COLUMNS)]
     if wrong:
         return wrong
-    return _event_problems(connection)
+    return _event_problems(connection) + _function_problems(connection)
 
 
 def check(connection: Connection) -> None:
@@ -85,4 +91,19 @@ def _event_problems(connection: Connection) -> list[str]:
         for column in ("xid", "position")
         if column not in indexed
     ]
+    return wrong
+
+
+def _function_problems(connection: Connection) -> list[str]:
+    wrong = [
+        f"function {signature} is missing; make it as `db sql` prints it"
+        for step in STEPS
+        for signature in getattr(step, "FUNCTIONS", ())
+        if not connection.scalar(text(_FUNCTION), {"signature": signature})
+    ]
+    if connection.scalar(text(_SEAL)) != 3:
+        wrong.append(
+            "trigger outbox_seal is missing or disabled, so sealed events would be lost; run: "
+            "ALTER TABLE outbox_sealed ENABLE TRIGGER outbox_seal, or make it as `db sql` prints it"
+        )
     return wrong

@@ -1,5 +1,17 @@
 """Step 4, frozen once released: scheduled events, and events that SQL writes."""
 
+from outbox.storage.ddl.step_4_writers import (
+    EMIT,
+    EMIT_ARGUMENTS,
+    EMIT_TEXT,
+    EMITS,
+    SEAL,
+    SEAL_TRIGGER,
+    SEALED,
+    SEALED_LEAF,
+    SWEEP,
+)
+
 SCHEDULED = """
 CREATE TABLE outbox_scheduled (
     id            uuid        PRIMARY KEY,
@@ -96,10 +108,13 @@ BEGIN
 END $function$
 """
 
-PINNED = (
+OWNERS = (
     "outbox_move(integer)",
     "outbox_cancel(uuid)",
+    "outbox_seal()",
+    "outbox_sweep()",
 )
+"""What runs with the owner's rights."""
 
 PIN = """
 DO $do$ BEGIN
@@ -116,11 +131,23 @@ UP: tuple[str, ...] = (
     "INSERT INTO outbox_mover DEFAULT VALUES",
     MOVE,
     CANCEL,
-    *(PIN.format(function=function) for function in PINNED),
-    *(f"REVOKE EXECUTE ON FUNCTION {function} FROM PUBLIC" for function in PINNED),
+    SEALED,
+    *(SEALED_LEAF.format(slot=slot) for slot in range(2)),
+    SEAL,
+    SEAL_TRIGGER,
+    SWEEP,
+    EMIT.format(arguments=EMIT_ARGUMENTS.format(payload="bytea")),
+    EMIT_TEXT.format(arguments=EMIT_ARGUMENTS.format(payload="text"), cast=""),
+    EMIT_TEXT.format(arguments=EMIT_ARGUMENTS.format(payload="jsonb"), cast="::text"),
+    *(PIN.format(function=function) for function in (*OWNERS, *EMITS)),
+    *(f"REVOKE EXECUTE ON FUNCTION {function} FROM PUBLIC" for function in OWNERS),
 )
 
 DOWN: tuple[str, ...] = (
+    *(f"DROP FUNCTION {function}" for function in EMITS),
+    "DROP FUNCTION outbox_sweep()",
+    "DROP TABLE outbox_sealed",
+    "DROP FUNCTION outbox_seal()",
     "DROP FUNCTION outbox_cancel(uuid)",
     "DROP FUNCTION outbox_move(integer)",
     "DROP TABLE outbox_mover",
@@ -142,4 +169,20 @@ COLUMNS: dict[str, dict[str, str]] = {
         "scheduled_at": "timestamp with time zone",
     },
     "outbox_mover": {"only_row": "boolean"},
+    "outbox_sealed": {
+        "id": "uuid",
+        "aggregatetype": "text",
+        "aggregateid": "text",
+        "type": "text",
+        "payload": "bytea",
+        "topic": "text",
+        "headers": "jsonb",
+        "traceparent": "text",
+        "occurred_at": "timestamp with time zone",
+        "xid": "xid8",
+        "slot": "smallint",
+    },
 }
+
+FUNCTIONS: tuple[str, ...] = (*OWNERS, *EMITS)
+"""What `check` expects to find."""
