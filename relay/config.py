@@ -71,7 +71,6 @@ class RelayConfig(BaseSettings):
         repr=False,  # holds passwords
         description="librdkafka's own properties; OUTBOX_KAFKA__SASL_USERNAME is sasl.username",
     )
-    shard: int = Field(default=0, description="the shard to carry")
     instance: str = Field(
         default_factory=_instance,
         min_length=1,
@@ -175,13 +174,6 @@ class RelayConfig(BaseSettings):
     def _bindable(cls, value: str | None) -> str | None:
         if value is not None:
             health.address(value)
-        return value
-
-    @field_validator("shard")
-    @classmethod
-    def _the_only_one(cls, value: int) -> int:
-        if value != 0:
-            raise ValueError("must be 0: in this release one shard carries a database")
         return value
 
     @field_validator("retention")

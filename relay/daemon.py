@@ -10,17 +10,20 @@ from types import FrameType
 from typing import Any
 
 from outbox import hooks
+from outbox.errors import OutboxError
 from relay import loop
 from relay.backlog import Backlog
+from relay.carrier import Carrier
 from relay.config import RelayConfig
 from relay.database import Database, name
 from relay.health import Health
-from relay.lease import Lease
+from relay.lease import Lease, Leases
 from relay.metrics import Observed
 from relay.mover import Mover
 from relay.producers import Kafka
+from relay.report import Report
 from relay.ring import EVERY, Ring
-from relay.shard import Shard
+from relay.shard import TROUBLED, Shard
 from relay.tenure import Did
 
 log = logging.getLogger("relay")
@@ -28,18 +31,19 @@ log = logging.getLogger("relay")
 RENEWALS = 3
 """Renewals within one lease: two may fail before a successor takes over."""
 
-HEARTBEAT = 3.0
-"""Seconds until what is wrong shows in `status` at the latest, however long the lease."""
+HEARTBEAT = 1.25
+"""Seconds until what is wrong shows in `status` at the latest, and until a shard that another relay let go
+is taken, however long the lease."""
 
 AWAIT_LEASE = 0.5
-"""Seconds until a relay that carries nothing looks again whether scheduled events are its business."""
+"""Seconds until a relay that leads nothing looks again whether scheduled events are its business."""
 
 LATE = 3.0
 """Seconds after the time to stop until the connections to a database that does not answer are broken off."""
 
 
 class Relay:
-    """Publish each committed event of one database, in order, for as long as it runs.
+    """Publish each committed event of one database, in order per key, for as long as it runs.
 
     `run()` blocks until SIGTERM, SIGINT or `stop()`; `run_once()` does one round for a caller that loops
     itself. `ring()` is the doorbell of a service in the same process: it saves the wait for the next look. An
@@ -49,122 +53,174 @@ class Relay:
     def __init__(self, config: RelayConfig) -> None:
         self._config = config
         self._bell = loop.Bell()
+        self._news = loop.Bell()
         self._asked_to_stop = loop.Bell()
         self._ended = loop.Bell()
         self._renew_at = self._turn_at = self._move_at = self._survey_at = 0.0
-        self._status: dict[str, Any] = {
-            "shard": config.shard,
-            "state": "starting",
-            "alarm": None,
-            "published": 0,
-        }
-        self._lease = Lease(
-            Database(config.url, prepared=config.prepared_statements),
-            shard=config.shard,
+        self._threads = False
+        self._report = Report()
+        where = Database(config.url, prepared=config.prepared_statements)
+        self._leases = Leases(
+            where,
             owner=config.instance,
             duration=config.lease,
-            state=self._status,
+            state=lambda: self.status,
         )
-        self._shard = Shard(
-            config,
-            self._lease,
-            Kafka(config.kafka_properties),
-            stopping=lambda: self._bell.stopping,
-            status=self._status,
-            behind=lambda: self._backlog.alarm(config.shard),
-        )
-        self._ring = Ring(
-            Database(config.url, prepared=config.prepared_statements), retention=config.retention
-        )
-        self._mover = Mover(Database(config.url, prepared=config.prepared_statements))
-        self._backlog = Backlog(
-            Database(config.url, prepared=config.prepared_statements), limit=config.pending_alarm
-        )
+        self._carriers: dict[int, Carrier] = {}
+        self._ring = Ring(where, retention=config.retention)
+        self._mover = Mover(where)
+        self._backlog = Backlog(where, limit=config.pending_alarm)
+        self._chores: tuple[Ring | Mover | Backlog, ...] = (self._ring, self._mover, self._backlog)
         self._failure: BaseException | None = None
 
     @property
     def status(self) -> dict[str, Any]:
-        """`state` (starting, standby, carrying, waiting, halted), `alarm` in words, events `published`."""
-        return dict(self._status)
+        """`state` (starting, standby, carrying, waiting, halted, stopped), `alarm` in words, events
+        `published`, and the same for each of the `shards` carried here."""
+        return self._report.whole()
 
     def observed(self) -> Observed:
         """What a page of metrics shows of this relay and its database; never blocks."""
-        status = self.status
-        return Observed(
-            database=name(self._config.url),
-            status={**status, "shards": {self._config.shard: status}},
-            shards=self._backlog.shards,
-        )
+        return Observed(database=name(self._config.url), status=self.status, shards=self._backlog.shards)
 
     def ring(self) -> None:
         """An event was committed: look now."""
-        self._bell.ring()
+        for carrier in tuple(self._carriers.values()):
+            carrier.bell.ring()
 
     def stop(self) -> None:
-        """End `run()` after the chunk in hand; callable from any thread or signal handler."""
+        """End `run()` after the chunks in hand; callable from any thread or signal handler."""
         self._bell.stop()
+        for carrier in tuple(self._carriers.values()):
+            carrier.stop()
         self._asked_to_stop.stop()
 
     def run_once(self) -> Did:
-        """Take the lease if it is free and do one round. Needs no other thread; call `close()` at the end.
+        """Take our share of the shards and do one round of each. Needs no other thread; `close()` at the end.
 
         Call it again after `rest` seconds of what it returns, and at least three times within a lease.
         """
         now = time.monotonic()
-        if now >= self._renew_at or not self._lease.held:
-            self._renew_at = now + self._renew()
+        if now >= self._renew_at or not self._leases.held:
+            self._renew_at = now + self._tend()
         if now >= self._turn_at:
             self._turn_at = now + self._turn_ring()
         if now >= self._move_at:
             self._move_at = now + self._move()
         if now >= self._survey_at:
             self._survey_at = now + self._backlog.run_once()
-        return self._shard.run_once()
+        rounds = [carrier.shard.run_once() for carrier in tuple(self._carriers.values())]
+        return Did(sum(did.published for did in rounds), min((did.rest for did in rounds), default=TROUBLED))
 
     def close(self) -> None:
-        """End cleanly after `run_once`: confirm, release the lease."""
-        self._shard.finish()
-        self._ring.close()
-        self._mover.close()
-        self._backlog.close()
-        self._lease.release()
+        """End cleanly after `run_once`: confirm, release the leases."""
+        for carrier in tuple(self._carriers.values()):
+            carrier.shard.finish()
+            self._release(carrier)
+        for actor in self._chores:
+            actor.close()
+        self._leases.farewell()
 
     def run(self) -> None:
         """Carry events until told to stop. Raises what an operator has to mend (schema, rights, identity)."""
         log.info("relay %s: database %s", self._config.instance, Database(self._config.url))
-        bells = [loop.Bell() for _ in range(4)]
+        self._threads = True
+        bells = [loop.Bell() for _ in range(3)]
         with _stopped_by_signals(self), self._healthy(), self._rung():
             beside = [
-                self._beside("lease", self._renew, bells[0]),
-                self._beside("ring", self._turn_ring, bells[1]),
-                self._beside("mover", self._move, bells[2]),
-                self._beside("backlog", self._backlog.run_once, bells[3]),
+                self._beside("ring", self._turn_ring, bells[0]),
+                self._beside("mover", self._move, bells[1]),
+                self._beside("backlog", self._backlog.run_once, bells[2]),
             ]
             threading.Thread(target=self._break_off_when_late, name="outbox-stop", daemon=True).start()
             try:
-                loop.run(lambda: self._shard.run_once().rest, self._bell)
+                # The leases have this thread and a connection to themselves: no sending can starve them.
+                loop.run(self._tend, self._bell)
             finally:
                 self.stop()
                 self._end(bells, beside)
         if self._failure is not None:
             raise self._failure
 
+    def _tend(self) -> float:
+        """Keep the leases, and a carrier for each; returns how long that may rest."""
+        self._release_ended()
+        wanted = self._leases.run_once()
+        self._report.trouble, self._report.began = self._leases.trouble, True
+        for lease in tuple(self._leases.mine.values()):
+            if lease.shard not in self._carriers and not self._bell.stopping:
+                self._carry(lease)
+        leaving = [carrier for carrier in self._carriers.values() if carrier.stopping]
+        for carrier in tuple(self._carriers.values()):
+            if carrier.lease.lost and not carrier.lease.held:
+                self._leave(carrier)
+        if wanted.give and not leaving and self._carriers:
+            given = self._carriers[max(self._carriers)]
+            log.info("shard %d: handed over, another relay has fewer", given.lease.shard)
+            self._leave(given)
+        seconds = self._config.lease.total_seconds()
+        return min(seconds / 10, 0.5) if wanted.short else min(seconds / RENEWALS, HEARTBEAT)
+
+    def _carry(self, lease: Lease) -> None:
+        bell = loop.Bell()
+        shard = Shard(
+            self._config,
+            lease,
+            Kafka(self._config.kafka_properties),
+            stopping=lambda: bell.stopping,
+            status=self._report.shard(lease.shard),
+            behind=lambda: self._backlog.alarm(lease.shard),
+        )
+        carrier = self._carriers[lease.shard] = Carrier(lease, bell, shard, self._carrier_ended)
+        if self._threads:
+            carrier.start()
+            if self._bell.stopping:
+                carrier.stop()
+
+    def _leave(self, carrier: Carrier) -> None:
+        """Carry a shard no longer: what is under way is acknowledged and written down first."""
+        carrier.stop()
+        if not self._threads:
+            carrier.shard.finish()
+            self._release(carrier)
+
+    def _carrier_ended(self, failure: BaseException | None) -> None:
+        """On the carrier's thread, its last act."""
+        if failure is not None:
+            self._failure = failure
+            self.stop()
+        self._bell.ring()
+        self._news.ring()
+
+    def _release_ended(self) -> None:
+        for carrier in tuple(self._carriers.values()):
+            if self._threads and carrier.ended:
+                self._release(carrier)
+
+    def _release(self, carrier: Carrier) -> None:
+        number = carrier.lease.shard
+        del self._carriers[number]
+        self._leases.release(number)
+        self._report.forget(number)
+
     def _end(self, bells: list[loop.Bell], beside: list[threading.Thread]) -> None:
         try:
-            # The lease is renewed until the last acknowledgement is written down.
-            self._shard.finish()
             for bell in bells:
                 bell.stop()
-            for thread, actor in (
-                (beside[1], self._ring),
-                (beside[2], self._mover),
-                (beside[3], self._backlog),
-            ):
+            # Renewed until the last acknowledgement is written down; each is released as soon as that is.
+            while self._carriers:
+                try:
+                    self._leases.run_once(leaving=True)
+                    self._release_ended()
+                except OutboxError as error:
+                    log.debug("leases while stopping: %s", error)
+                if self._carriers:
+                    self._news.sleep(min(self._config.lease.total_seconds() / RENEWALS, HEARTBEAT))
+            for thread, actor in zip(beside, self._chores, strict=True):
                 thread.join(1.0)
                 actor.break_off()  # what it asked for happens or not, whether or not we hear of it
-            for thread in beside:
                 thread.join()
-            self._status["state"] = "stopped"
+            self._report.ended = True
             self.close()
         finally:
             self._ended.stop()
@@ -197,7 +253,7 @@ class Relay:
             health.close()
 
     def _beside(self, name: str, work: Callable[[], float], bell: loop.Bell) -> threading.Thread:
-        """Loop on a thread and connection of its own, so that no amount of sending can starve it."""
+        """Loop on a thread and connection of its own."""
 
         def guarded() -> None:
             try:
@@ -217,29 +273,28 @@ class Relay:
         wait = self._config.stop_timeout.total_seconds() + LATE
         while not self._ended.sleep(wait):
             log.warning("the database does not answer; its connections are broken off in order to stop")
-            for actor in (self._shard, self._lease, self._ring, self._mover, self._backlog):
-                actor.break_off()
+            shards = [carrier.shard for carrier in tuple(self._carriers.values())]
+            waits: tuple[Shard | Leases | Ring | Mover | Backlog, ...] = (
+                *shards,
+                self._leases,
+                *self._chores,
+            )
+            for waiting in waits:
+                waiting.break_off()
             wait = 1.0
 
     def _turn_ring(self) -> float:
-        if self._lease.held:
+        if self._leases.leads:
             self._ring.run_once()
         return EVERY.total_seconds()
 
     def _move(self) -> float:
-        if not self._lease.held:
+        if not self._leases.leads:
             return AWAIT_LEASE
         moved = self._mover.run_once()
         if moved.count:
-            self._bell.ring()
+            self.ring()
         return moved.rest
-
-    def _renew(self) -> float:
-        before, held = self._lease.held, self._lease.run_once()
-        if held and not before:
-            self._bell.ring()
-        seconds = self._config.lease.total_seconds()
-        return min(seconds / RENEWALS, HEARTBEAT) if held else min(seconds / 10, 0.5)
 
 
 @contextmanager

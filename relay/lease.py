@@ -1,12 +1,14 @@
-"""Know who carries a shard: a lease by the database's clock, renewed on a thread and connection of its own.
+"""Know who carries which shard: leases by the database's clock, on a thread and connection of their own.
 
-The lease saves work, it does not make anything right: two relays that both believe in it are told apart by
-the epoch in the shard's row.
+A lease saves work, it does not make anything right: two relays that both believe in one are told apart by the
+epoch in the shard's row.
 """
 
 import json
 import logging
+import random
 import time
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -16,28 +18,43 @@ from outbox.errors import OutboxError
 from relay import database
 from relay.database import Connection, Database, OutcomeUnknown
 from relay.loop import Complaint
+from relay.share import Share, share
 
 log = logging.getLogger("relay.lease")
+
+SURVEY = """
+WITH living AS (
+    INSERT INTO outbox_relay (instance, state, alive_until)
+    VALUES (%(owner)s, %(state)s, clock_timestamp() + %(alive)s::interval)
+    ON CONFLICT (instance) DO UPDATE SET heartbeat = clock_timestamp(), state = excluded.state,
+        alive_until = excluded.alive_until, stopped_at = NULL
+), renewed AS (
+    UPDATE outbox_lease SET lease_until = clock_timestamp() + %(lease)s::interval
+    WHERE owner = %(owner)s AND shard = ANY (%(mine)s) RETURNING shard
+)
+SELECT l.shard, CASE WHEN r.shard IS NOT NULL THEN %(owner)s
+                     WHEN l.lease_until > clock_timestamp() THEN l.owner END,
+       ARRAY(SELECT instance FROM outbox_relay
+             WHERE alive_until > clock_timestamp() AND instance <> %(owner)s)
+FROM outbox_lease l LEFT JOIN renewed r USING (shard)
+"""
+"""Renew what is ours, tell the others that we live, and see who holds what: one statement, one round trip."""
 
 TAKE = """
 UPDATE outbox_lease SET owner = %(owner)s, lease_until = clock_timestamp() + %(lease)s
 WHERE shard = %(shard)s
   AND (owner = %(owner)s OR owner IS NULL OR lease_until IS NULL OR lease_until < clock_timestamp())
 """
-"""Take or renew; no row when somebody else holds it."""
+"""No row when somebody else was faster."""
 
 RELEASE = (
     "UPDATE outbox_lease SET owner = NULL, lease_until = NULL WHERE shard = %(shard)s AND owner = %(owner)s"
 )
 
-HEARTBEAT = """
-INSERT INTO outbox_relay (instance, state) VALUES (%(owner)s, %(state)s)
-ON CONFLICT (instance) DO UPDATE SET heartbeat = clock_timestamp(), state = excluded.state, stopped_at = NULL
+FAREWELL = """
+UPDATE outbox_relay SET stopped_at = clock_timestamp(), alive_until = NULL, state = %(state)s
+WHERE instance = %(owner)s
 """
-
-FAREWELL = (
-    "UPDATE outbox_relay SET stopped_at = clock_timestamp(), state = %(state)s WHERE instance = %(owner)s"
-)
 
 ANSWER_WITHIN = 5.0
 """Seconds for the answer to a renewal, or twice the lease: then the next one goes over a new connection."""
@@ -45,54 +62,92 @@ ANSWER_WITHIN = 5.0
 FORGET = "DELETE FROM outbox_relay WHERE heartbeat < clock_timestamp() - interval '7 days'"
 
 
+NOTHING = Share(0, give=False, short=True)
+
+
 class Lease:
-    """Takes, renews and releases one shard's lease. `run_once` belongs to one thread, `held` to any."""
+    """One shard's lease as this relay knows it; any thread may ask."""
+
+    def __init__(self, shard: int) -> None:
+        self.shard = shard
+        self.lost = False
+        """Somebody else has it, or the shard is no longer there."""
+        self._held_until = 0.0
+
+    @property
+    def held(self) -> bool:
+        """Is it ours for certain? Counted from before the renewal was sent."""
+        return time.monotonic() < self._held_until
+
+    def extend(self, until: float) -> None:
+        self._held_until = until
+
+    def lose(self) -> None:
+        self._held_until = 0.0
+        self.lost = True
+
+
+class Leases:
+    """One relay's leases: takes its share, renews, releases. All but `mine` belongs to one thread.
+
+    `state` is what the heartbeat says of this relay.
+    """
 
     def __init__(
-        self, where: Database, *, shard: int, owner: str, duration: timedelta, state: dict[str, Any]
+        self, where: Database, *, owner: str, duration: timedelta, state: Callable[[], Mapping[str, Any]]
     ) -> None:
         self._database = where
-        self._shard = shard
         self._owner = owner
         self._duration = duration
         self._state = state
         self._connection: Connection | None = None
-        self._held_until = 0.0
         self._complaint = Complaint(log)
+        self.mine: dict[int, Lease] = {}
+        self.leads = False
+        """Do we hold the first shard? Then what one relay should do for all is ours."""
+        self.trouble: str | None = None
 
     @property
     def held(self) -> bool:
-        """Is the lease ours for certain? Counted from before the renewal was sent."""
-        return time.monotonic() < self._held_until
+        return any(lease.held for lease in tuple(self.mine.values()))
 
-    def run_once(self) -> bool:
-        """Take or renew the lease and tell the others that we live. True when the lease is ours."""
+    def run_once(self, *, leaving: bool = False) -> Share:
+        """Renew, look around, take what is ours to take; says also whether to hand a shard over.
+
+        `leaving`: take nothing and tell the others not to count on us.
+        """
         before = time.monotonic()
         try:
-            taken = self._take()
+            wanted = self._survey(before, leaving=leaving)
         except (OutcomeUnknown, psycopg.OperationalError) as error:
             self._disconnect()
+            self.trouble = f"database {self._database}: {error}"
             if not self.held:
-                self._complaint.say(f"database {self._database}: {error}")
-            return self.held
+                self._complaint.say(self.trouble)
+            return NOTHING
+        self.trouble = None
         self._complaint.settled()
-        was_held = self.held
-        self._held_until = before + self._duration.total_seconds() if taken else 0.0
-        if taken != was_held:
-            log.info("shard %d: lease %s", self._shard, "taken" if taken else "lost or not free")
-        return taken
+        return wanted
 
-    def release(self) -> None:
-        """Let another relay take over at once, and write down that this one ended."""
-        held, self._held_until = self.held, 0.0
+    def release(self, shard: int) -> None:
+        """Let another relay take `shard` at once: nothing of it is under way here any more."""
+        lease = self.mine.pop(shard)
+        held = lease.held
+        lease.lose()
         try:
-            connection = self._connected()
-            values = {"shard": self._shard, "owner": self._owner, "state": json.dumps(self._state)}
-            database.execute(connection, RELEASE, values)
-            database.execute(connection, FAREWELL, values)
+            database.execute(self._connected(), RELEASE, {"shard": shard, "owner": self._owner})
         except (OutcomeUnknown, OutboxError, psycopg.OperationalError) as error:
+            self._disconnect()
             if held:
-                log.warning("lease of shard %d was not released and will run out: %s", self._shard, error)
+                log.warning("lease of shard %d was not released and will run out: %s", shard, error)
+
+    def farewell(self) -> None:
+        """Write down that this relay ended, as far as the database answers."""
+        values = {"owner": self._owner, "state": json.dumps(self._state())}
+        try:
+            database.execute(self._connected(), FAREWELL, values)
+        except (OutcomeUnknown, OutboxError, psycopg.OperationalError) as error:
+            log.debug("the end was not written down: %s", error)
         finally:
             self._disconnect()
 
@@ -101,17 +156,47 @@ class Lease:
         if self._connection is not None:
             database.break_off(self._connection)
 
-    def _take(self) -> bool:
+    def _survey(self, before: float, *, leaving: bool) -> Share:
         connection = self._connected()
         values = {
-            "shard": self._shard,
             "owner": self._owner,
             "lease": self._duration,
-            "state": json.dumps(self._state),
+            "alive": None if leaving else self._duration,
+            "state": json.dumps(self._state()),
+            "mine": list(self.mine),
         }
-        taken = database.execute(connection, TAKE, values).rowcount == 1
-        database.execute(connection, HEARTBEAT, values)
-        return taken
+        found = database.execute(connection, SURVEY, values).fetchall()
+        owners: dict[int, str | None] = {shard: owner for shard, owner, _ in found}
+        others: list[str] = found[0][2] if found else []
+        for shard in owners.keys() - self.mine.keys():
+            # A former process of the same name had it: nobody else will take it, so it is free for us.
+            owners[shard] = None if owners[shard] == self._owner else owners[shard]
+        for shard, lease in self.mine.items():
+            if owners.get(shard) == self._owner:
+                lease.extend(before + self._duration.total_seconds())
+            elif not lease.lost:
+                log.info("shard %d: lease lost", shard)
+                lease.lose()
+        if leaving:
+            return NOTHING
+        wanted = share(self._owner, owners, others)
+        self._take(connection, owners, wanted.take)
+        self.leads = bool(owners) and min(owners) in self.mine
+        return wanted
+
+    def _take(self, connection: Connection, owners: Mapping[int, str | None], count: int) -> None:
+        """Up to `count` of the free shards, in any order: newcomers do not all reach for the same one."""
+        free = [shard for shard, owner in owners.items() if owner is None and shard not in self.mine]
+        for shard in random.sample(free, len(free)):
+            if count == 0:
+                return
+            before = time.monotonic()
+            values = {"owner": self._owner, "shard": shard, "lease": self._duration}
+            if database.execute(connection, TAKE, values).rowcount == 1:
+                log.info("shard %d: lease taken", shard)
+                lease = self.mine[shard] = Lease(shard)
+                lease.extend(before + self._duration.total_seconds())
+                count -= 1
 
     def _connected(self) -> Connection:
         if self._connection is None:

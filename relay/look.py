@@ -5,6 +5,7 @@ from typing import cast
 
 import psycopg
 
+from outbox.storage.bucket import OF_EVERY_BUCKET, of_buckets
 from relay import database, row
 from relay.database import Connection, OutcomeUnknown, failed
 from relay.row import Row
@@ -23,22 +24,23 @@ SELECT -1::bigint,
        CASE WHEN pg_current_xact_id_if_assigned() IS NULL AND NOT pg_is_in_recovery()
             THEN pg_current_snapshot()::text END,
        clock_timestamp()::text, NULL::bytea, pg_backend_pid()::text, {database.SERVER}::text, NULL, NULL,
-       false
+       EXISTS (SELECT FROM outbox_reshard)
 UNION ALL
 (SELECT {_LOOK_COLUMNS}, coalesce(octet_length(payload) > %(inline)s, false)
  FROM outbox_event WHERE xid >= pg_snapshot_xmax(%(done)s::pg_snapshot)
- ORDER BY xid LIMIT %(limit)s)
+ {OF_EVERY_BUCKET} ORDER BY xid LIMIT %(limit)s)
 UNION ALL
 (SELECT {_LOOK_COLUMNS}, coalesce(octet_length(payload) > %(inline)s, false)
  FROM outbox_event WHERE xid = ANY (ARRAY(
      SELECT pg_snapshot_xip(%(done)s::pg_snapshot) EXCEPT SELECT pg_snapshot_xip(pg_current_snapshot())))
- LIMIT %(limit)s)
+ {OF_EVERY_BUCKET} LIMIT %(limit)s)
 """
 """All rows not seen by `done`, at most `limit` of either kind, behind a line with the snapshot and the floor.
 
 Index outbox_event_xid serves both branches; as one OR they would be a Seq Scan (0.1 ms against 45–200 ms).
 The snapshot is taken before the sequence is read, so no visible row has a position above the floor. On a
 standby, or inside a transaction that writes, running transactions would look ended: there is no snapshot.
+The first line's last column: is the number of shards being changed?
 """
 
 
@@ -56,6 +58,7 @@ class Look:
     at: str
     backend: int
     server: int
+    resharding: bool = False
 
     @property
     def empty(self) -> bool:
@@ -63,22 +66,27 @@ class Look:
 
 
 class Looker:
-    """Looks for new rows on its own cursor. The connection must be in autocommit, on the primary."""
+    """Looks for new rows on its own cursor. The connection must be in autocommit, on the primary.
 
-    def __init__(self, connection: Connection, *, limit: int) -> None:
+    `buckets`: the first and last of one shard of several; None where one shard carries all.
+    """
+
+    def __init__(self, connection: Connection, *, limit: int, buckets: tuple[int, int] | None = None) -> None:
         self._cursor = row.cursor(connection)
         self._prepare = connection.prepare_threshold is not None
         self._limit = limit
+        self._buckets = dict(zip(("lo", "hi"), buckets, strict=True)) if buckets is not None else {}
 
     def look(self, done: Snapshot) -> Look:
         """Everything committed that `done` does not see. Raises OutcomeUnknown where nothing can be told."""
         parameters = {"done": done.text, "limit": self._limit + 1, "inline": INLINE_BYTES}
+        statement = of_buckets(LOOK) if self._buckets else LOOK
         try:
-            self._cursor.execute(LOOK, parameters, prepare=self._prepare)
+            self._cursor.execute(statement, parameters | self._buckets, prepare=self._prepare)
             found = self._cursor.fetchall()
         except psycopg.Error as error:
             raise failed(error) from error
-        (_, floor, snapshot, at, _, backend, server, *_), rows = found[0], found[1:]
+        (_, floor, snapshot, at, _, backend, server, *_, resharding), rows = found[0], found[1:]
         if snapshot is None:
             raise OutcomeUnknown(
                 "the look ran on a standby or inside a writing transaction, where running transactions "
@@ -90,7 +98,7 @@ class Looker:
         whole: list[Row] | None = None
         if len(rows) <= self._limit and not any(large for *_, large in rows):
             whole = cast(list[Row], sorted([r[:-1] for r in rows], key=_position))
-        return Look(now, floor, whole, at.decode(), int(backend), int(server))
+        return Look(now, floor, whole, at.decode(), int(backend), int(server), resharding)
 
 
 def _position(found: tuple[int, ...]) -> int:

@@ -47,3 +47,12 @@ MOVED = "relay.moved"
 
 ADOPTING = "relay.adopting"
 """A step of `outbox-relay adopt` is done and nothing is committed: `step`."""
+
+END_SET = "relay.reshard.end_set"
+"""Where all shards end before their number changes is written down, by this relay or another: `shard`."""
+
+AT_END = "relay.reshard.at_end"
+"""A shard has everything up to the common end acknowledged: `shard`. The switch may follow."""
+
+RESHARDED = "relay.reshard.switched"
+"""The shards of a new generation stand in place of the old ones: `shard`, the old one that saw it."""

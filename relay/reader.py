@@ -11,6 +11,7 @@ from typing import Any
 
 import psycopg
 
+from outbox.storage.bucket import OF_EVERY_BUCKET, of_buckets
 from relay import row
 from relay.database import Connection, OutcomeUnknown, failed
 from relay.progress import Progress
@@ -33,11 +34,12 @@ _BEFORE = """sum(coalesce(octet_length(payload), 0)) OVER (ORDER BY position)
 
 _LATE = f"""
 SELECT {_COLUMNS} FROM outbox_event
-WHERE xid >= pg_snapshot_xmax(%(done)s::pg_snapshot) AND xid < %(done_xid)s::xid8
+WHERE xid >= pg_snapshot_xmax(%(done)s::pg_snapshot) AND xid < %(done_xid)s::xid8 {OF_EVERY_BUCKET}
 UNION ALL
 SELECT {_COLUMNS} FROM outbox_event
 WHERE xid = ANY (ARRAY(
     SELECT pg_snapshot_xip(%(done)s::pg_snapshot) EXCEPT SELECT pg_snapshot_xip(%(next)s::pg_snapshot)))
+    {OF_EVERY_BUCKET}
 """
 # Rows of the transactions that `done` did not see although they may have drawn positions below its floor
 # (index outbox_event_xid). The range ends at `done_xid`, the transaction that wrote `done` down: a later one
@@ -70,7 +72,7 @@ MANY_STRAGGLERS = f"""
     SELECT {_COLUMNS} FROM outbox_event
     WHERE position > %(low)s AND position <= %(last)s
       AND NOT pg_visible_in_snapshot(xid, %(done)s::pg_snapshot)
-      AND pg_visible_in_snapshot(xid, %(next)s::pg_snapshot)
+      AND pg_visible_in_snapshot(xid, %(next)s::pg_snapshot) {OF_EVERY_BUCKET}
     ORDER BY position LIMIT %(limit)s
   ) many
 ) bounded
@@ -85,7 +87,7 @@ CHUNK = f"""
   SELECT *, {_BEFORE} FROM (
     SELECT {_COLUMNS} FROM outbox_event
     WHERE position > %(low)s AND position <= %(next_floor)s
-      AND pg_visible_in_snapshot(xid, %(next)s::pg_snapshot)
+      AND pg_visible_in_snapshot(xid, %(next)s::pg_snapshot) {OF_EVERY_BUCKET}
     ORDER BY position LIMIT %(limit)s
   ) fresh
 ) bounded
@@ -132,6 +134,8 @@ class DeltaReader:
             "bytes": self._bytes,
             "low": state.low,
         }
+        if state.buckets is not None:
+            bound["lo"], bound["hi"] = state.buckets
         if state.low < state.done_floor:
             yield from self._stragglers(bound)
         bound["low"] = max(bound["low"], state.done_floor)
@@ -160,6 +164,8 @@ class DeltaReader:
 
     def _fetch(self, statement: str, bound: dict[str, Any]) -> list[Any]:
         """What `statement` finds, if it saw the plan. Raises OutcomeUnknown on a server without it."""
+        if "lo" in bound:
+            statement = of_buckets(statement)
         try:
             found = self._cursor.execute(statement, bound, prepare=self._prepare).fetchall()
         except psycopg.Error as error:

@@ -14,7 +14,7 @@ from relay.config import RelayConfig
 from relay.database import Connection, Database, OutcomeUnknown
 from relay.lease import Lease
 from relay.producers import Abandoned, Interrupted, Names, Producer, Producers, Refused, Unsettled
-from relay.progress import Progress, ShardRow
+from relay.progress import Frozen, Progress, Resharded, ShardRow
 from relay.supervision import Supervision
 from relay.tenure import Did, Tenure
 from relay.topics import UnfitTopic
@@ -44,6 +44,7 @@ class Shard:
         status: dict[str, Any],
         behind: Callable[[], str | None] = lambda: None,
     ) -> None:
+        self.number = lease.shard
         self._config = config
         self._database = Database(config.url, prepared=config.prepared_statements)
         self._lease = lease
@@ -72,8 +73,15 @@ class Shard:
         try:
             self._tenure = self._tenure or self._begin()
             did = self._tenure.carry()
+        except Resharded as over:
+            # The producer stays: its session is empty, and a new one's first acknowledgement takes long.
+            log.info("%s", over)
+            self._tenure = None
+            self._disconnect()
+            hooks.fire(points.RESHARDED, shard=self.number)
+            return Did(0, 0.0)
         except Fenced as fenced:
-            hooks.fire(points.FENCED, shard=self._config.shard)
+            hooks.fire(points.FENCED, shard=self.number)
             return self._again("standby", str(fenced))
         except (OutcomeUnknown, psycopg.OperationalError) as error:
             return self._again("waiting", f"database {self._database}: {error}")
@@ -81,8 +89,8 @@ class Shard:
             if not self._stopping():
                 self.let_go()
             return Did(0, 0.0)
-        except takeover.ModeWanted as wanted:
-            self._inside = wanted.inside
+        except (takeover.ModeWanted, Frozen) as interlude:
+            self._inside = interlude.inside if isinstance(interlude, takeover.ModeWanted) else None
             self.let_go()
             return Did(0, 0.0)
         except Unsettled as unsettled:
@@ -90,12 +98,10 @@ class Shard:
                 return self._again("waiting", str(unsettled))
             self.let_go()
             return Did(0, 0.0)
-        except UnfitTopic as unfit:
-            return self._troubled("waiting", str(unfit), TROUBLED)
-        except Interrupted as interrupted:
-            return self._troubled("waiting", str(interrupted), TROUBLED)
+        except (UnfitTopic, Interrupted) as waiting:
+            return self._troubled("waiting", str(waiting), TROUBLED)
         except Refused as refused:
-            hooks.fire(points.HALTED, shard=self._config.shard, reason=str(refused))
+            hooks.fire(points.HALTED, shard=self.number, reason=str(refused))
             return self._troubled(
                 "halted", f"{refused}; nothing behind it is sent until this is mended", HALTED
             )
@@ -115,7 +121,7 @@ class Shard:
         if self._tenure is not None:
             try:
                 self._tenure.finish()
-            except (Fenced, OutcomeUnknown) as error:
+            except (Fenced, Frozen, Resharded, OutcomeUnknown) as error:
                 log.info("the last delta was not confirmed and will be sent again: %s", error)
         self.let_go()
 
@@ -134,7 +140,7 @@ class Shard:
     def _claim(self) -> Tenure | None:
         """One claim; None when it found, or gave, the shard another mode. The broker comes first, so that a
         claim is not idle."""
-        shard = self._config.shard
+        shard = self.number
         self._disconnect()
         connection = self._connected(f"shard {shard}")
         mode, names = takeover.who(connection, shard)

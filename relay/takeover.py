@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 
 from outbox import hooks
-from outbox.errors import GuardViolation, SchemaError
+from outbox.errors import Fenced, GuardViolation
 from outbox.record import Seq
 from relay import database, points
 from relay.database import Connection
@@ -48,7 +48,7 @@ def who(connection: Connection, shard: int) -> tuple[str, Names]:
     """The shard's mode, and what it is called in Kafka."""
     row = database.execute(connection, WHO, {"shard": shard}).fetchone()
     if row is None:
-        raise SchemaError(f"shard {shard} has no row in outbox_shard; restore it from a backup")
+        raise Fenced(f"shard {shard} is no longer there: the number of shards was changed")
     mode, system, oid = row
     return mode, Names(system, oid, shard)
 
@@ -100,14 +100,15 @@ def switchable(state: Progress, inside: Progress | None) -> bool:
     else was sent of a delta in mode sequenced, nobody knows. And a transactional shard that is to go on from
     its row may do so wherever that stands.
     """
-    if state.wanted_mode is None:
+    anew = state.mode == state.wanted_mode
+    if state.wanted_mode is None or (state.frozen and not anew):
         return False
     stood = inside is not None and (inside.delta, inside.low, inside.epoch + 1) == (
         state.delta,
         state.low,
         state.epoch,
     )
-    return state.next is None or state.mode == state.wanted_mode or stood
+    return state.next is None or anew or stood
 
 
 def switch(row: ShardRow, state: Progress, producer: RecordingProducer, alive: Callable[[], bool]) -> None:

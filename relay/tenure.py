@@ -14,8 +14,9 @@ from relay.database import Connection, OutcomeUnknown
 from relay.look import Look, Looker
 from relay.outgoing import Outgoing, page
 from relay.producers import Producer, TopicRefused
-from relay.progress import Progress, ShardRow
+from relay.progress import Frozen, Progress, ShardRow
 from relay.reader import DeltaReader
+from relay.reshard import Ending
 from relay.row import Row
 from relay.standby import Standbys
 from relay.supervision import Supervision
@@ -36,6 +37,10 @@ SLOW_LOOK = 0.01
 """Seconds that a look may take; a slow one that finds nothing walks rows of open transactions each time."""
 
 ADVANCE_EVERY = 1.0
+
+AT_END = 0.02
+"""Seconds between two looks whether the other shards have reached the common end too."""
+
 EXAMINE_EVERY = 3600.0
 TOPICS_EVERY = 60.0
 
@@ -79,7 +84,8 @@ class Tenure:
         self._transactional = state.mode == takeover.TRANSACTIONAL
         self._refused_mode = state.wanted_mode if state.next is None else None
         rows = config.transaction_rows if self._transactional else config.chunk_rows
-        self._looker = Looker(connection, limit=config.look_rows)
+        self._looker = Looker(connection, limit=config.look_rows, buckets=state.buckets)
+        self._ending = Ending(connection, row)
         self._reader = DeltaReader(reading, rows=rows, bytes_=config.chunk_bytes)
         self._topics = Topics(
             connection, producer, compacted=self._transactional or config.compacted_topics == "allow"
@@ -97,11 +103,19 @@ class Tenure:
         if self.state.next is not None and not self._sent:
             # Planned by a predecessor, or interrupted: its rows are fixed, so they are read again.
             return Did(self._send(self._reader.chunks(self.state)), 0.0)
+        try:
+            return self._find()
+        except Frozen:
+            return Did(0, 0.0)  # the number of shards is being changed, as the next look will see
+
+    def _find(self) -> Did:
         began = time.monotonic()
         self._between_deltas(began)
-        look = self._looker.look(self.state.next or self.state.done)
-        if look.server != self._server:
+        look = None if self._ending.waits else self._looker.look(self.state.next or self.state.done)
+        if look is not None and look.server != self._server:
             raise OutcomeUnknown("the connection leads to another server than the one that was examined")
+        if look is None or look.resharding:
+            return self._end(look)
         if look.empty:
             return Did(0, self._idle(look, slow=time.monotonic() - began > SLOW_LOOK))
         move = self._row.confirm_and_plan if self._sent else self._row.plan
@@ -120,6 +134,16 @@ class Tenure:
             self._confirm()
         elif self.state.low > self._noted_low:
             self._row.mark_low(self.state, self.state.low)
+
+    def _end(self, look: Look | None) -> Did:
+        """The number of shards is being changed: nothing is planned but the end that all have in common."""
+        self._confirm()
+        self.state = self._ending.go_on(self.state, look)
+        if self.state.next is None:
+            return Did(0, AT_END)
+        self._sent, self._noted_low = False, 0
+        hooks.fire(points.PLANNED, shard=self.state.shard, delta=self.state.delta)
+        return Did(0, 0.0)
 
     def _between_deltas(self, now: float) -> None:
         """What may only change while nothing is under way: source, settings, partition counts."""
@@ -196,8 +220,11 @@ class Tenure:
             self._asked_at = now
             self._producer.cluster_id()
         elif (
-            slow or (len(done.running) > MANY_RUNNING and done.running - look.snapshot.running)
+            slow
+            or (len(done.running) > MANY_RUNNING and done.running - look.snapshot.running)
+            or (self.state.buckets is not None and look.floor > self.state.done_floor)
         ) and now - self._advanced_at >= ADVANCE_EVERY:
+            # The last: rows of other shards, which every look would walk again.
             self.state = self._row.advance(self.state, look)
             self._advanced_at = now
         shortest, longest = self._config.poll_busy.total_seconds(), self._config.poll_idle.total_seconds()

@@ -57,6 +57,13 @@ EMITS = tuple(
     for payload in ("bytea", "text", "jsonb")
 )
 
+EXECUTED_BY_THE_RELAY = (
+    "outbox_shards_set(integer)",
+    "outbox_shards_cancel()",
+    "outbox_shards_switch()",
+)
+"""Functions that do with the owner's rights what the relay may not do itself, and check everything."""
+
 _RELAY_STATE = ("outbox_topic", "outbox_relay", "outbox_identity")
 _TABLES = (
     "outbox_event",
@@ -137,7 +144,9 @@ def _relay(role: str) -> list[str]:
     return [
         f"GRANT SELECT, TRUNCATE ON outbox_event, {leaves} TO {role}",
         f"GRANT SELECT ON SEQUENCE outbox_event_position_seq TO {role}",
-        f"GRANT SELECT, UPDATE ON outbox_shard, outbox_lease, outbox_reshard TO {role}",
+        f"GRANT SELECT, UPDATE ON outbox_shard, outbox_lease TO {role}",
+        f"GRANT SELECT, UPDATE (upto, floor, at_xid) ON outbox_reshard TO {role}",
+        f"GRANT EXECUTE ON FUNCTION {', '.join(EXECUTED_BY_THE_RELAY)} TO {role}",
         f"GRANT SELECT, INSERT, UPDATE ON {', '.join(_RELAY_STATE)} TO {role}",
         f"GRANT DELETE ON outbox_relay TO {role}",
         f"GRANT SELECT ON outbox_scheduled, outbox_scheduled_seq_seq TO {role}",

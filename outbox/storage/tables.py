@@ -114,9 +114,10 @@ outbox_reshard = Table(
     "outbox_reshard",
     metadata,
     Column("only_row", Boolean, primary_key=True, server_default=text("true")),
-    Column("generation", Integer, nullable=False),
     Column("shards", Integer, nullable=False),
+    Column("generation", Integer, nullable=False),
     Column("requested_at", _timestamp, nullable=False, server_default=_now),
+    Column("frozen_by", Xid8, nullable=False, server_default=text("pg_current_xact_id()")),
     Column("upto", PgSnapshot),
     Column("floor", BigInteger),
     Column("at_xid", Xid8),
@@ -192,6 +193,7 @@ outbox_relay = Table(
     Column("heartbeat", _timestamp, nullable=False, server_default=_now),
     Column("stopped_at", _timestamp),
     Column("state", JSONB, nullable=False, server_default=text("'{}'")),
+    Column("alive_until", _timestamp),
 )
 
 outbox_identity = Table(

@@ -8,7 +8,7 @@ from sqlalchemy import text
 
 from outbox.errors import ConfigurationError
 from outbox.storage import ddl
-from relay.cli import options
+from relay.cli import options, reshard
 from relay.cli.main import EXIT_FAILED
 
 REQUEST = """
@@ -25,7 +25,7 @@ WHERE mode = 'transactional' AND (CAST(:shard AS integer) IS NULL OR shard = :sh
 
 MODES = """
 SELECT s.shard, s.mode, s.wanted_mode, l.owner,
-       coalesce(r.state->>'switch', r.state->>'alarm') AS alarm
+       coalesce(r.state->'shards'->(s.shard::text)->>'switch', r.state->>'alarm') AS alarm
 FROM outbox_shard s
 LEFT JOIN outbox_lease l ON l.shard = s.shard AND l.lease_until > clock_timestamp()
 LEFT JOIN outbox_relay r ON r.instance = l.owner
@@ -43,7 +43,11 @@ LOOK_EVERY = 0.2
 
 @click.group()
 def shards() -> None:
-    """How the shards of one database are carried."""
+    """How many shards one database has, and how they are carried."""
+
+
+shards.add_command(reshard.list_)
+shards.add_command(reshard.set_)
 
 
 @shards.command(epilog="Example:  outbox-relay shards mode transactional --yes")

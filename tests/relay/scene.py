@@ -22,9 +22,11 @@ RETURNING id::text
 """
 
 THROUGH = """
-SELECT s.next IS NULL AND NOT EXISTS (
-    SELECT FROM outbox_event e WHERE NOT pg_visible_in_snapshot(e.xid, s.done))
-FROM outbox_shard s WHERE s.shard = 0
+SELECT NOT EXISTS (SELECT FROM outbox_shard WHERE next IS NOT NULL) AND NOT EXISTS (
+    SELECT FROM outbox_event e WHERE NOT EXISTS (
+        SELECT FROM outbox_shard s
+        WHERE coalesce(hashtextextended(e.aggregateid, 0) & 255, 0) BETWEEN s.lo AND s.hi
+          AND pg_visible_in_snapshot(e.xid, s.done)))
 """
 
 Session = psycopg.Connection[TupleRow]

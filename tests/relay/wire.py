@@ -84,16 +84,19 @@ _SEQ = re.compile(r"(?P<source>[^/]+)/(?P<generation>\d+)/(?P<shard>\d+):(?P<del
 
 
 def effects(records: Iterable[Arrived]) -> list[Arrived]:
-    """What a consumer of the framework applies: per source and partition only what is above its mark."""
-    marks: dict[tuple[str, int, str, str], tuple[int, int, int]] = {}
+    """What a consumer of the framework applies: per source and partition only what is above its mark, and
+    nothing of an older generation than one that it has seen."""
+    newest: dict[tuple[str, int, str], int] = {}
+    marks: dict[tuple[str, int, str, int, str], tuple[int, int]] = {}
     applied = []
     for record in records:
         seq = _SEQ.fullmatch(record.seq)
         assert seq is not None, record.seq
-        line = (record.topic, record.partition, seq["source"], seq["shard"])
-        mark = int(seq["generation"]), int(seq["delta"]), int(seq["position"])
-        if mark > marks.get(line, (0, 0, 0)):
-            marks[line] = mark
+        place, generation = (record.topic, record.partition, seq["source"]), int(seq["generation"])
+        line = (*place, generation, seq["shard"])
+        mark = int(seq["delta"]), int(seq["position"])
+        if generation >= newest.get(place, 0) and mark > marks.get(line, (0, 0)):
+            newest[place], marks[line] = generation, mark
             applied.append(record)
     return applied
 

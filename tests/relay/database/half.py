@@ -2,7 +2,6 @@
 
 import time
 from contextlib import closing
-from datetime import timedelta
 from typing import Any
 
 import psycopg
@@ -51,12 +50,21 @@ def ids(rows: list[Row] | None) -> list[str]:
 class Half:
     """One owner's connections and actors. To the database, closing it is the relay's death."""
 
-    def __init__(self, url: str, *, limit: int = 1_000, rows: int = 2_000, bytes_: int = 4_194_304) -> None:
+    def __init__(
+        self,
+        url: str,
+        number: int = 0,
+        *,
+        limit: int = 1_000,
+        rows: int = 2_000,
+        bytes_: int = 4_194_304,
+        buckets: tuple[int, int] | None = None,
+    ) -> None:
         database = Database(url)
         self.connection = database.connect("test")
         self.reading = database.connect("test reader")
-        self.row = ShardRow(self.connection, 0)
-        self.looker = Looker(self.connection, limit=limit)
+        self.row = ShardRow(self.connection, number)
+        self.looker = Looker(self.connection, limit=limit, buckets=buckets)
         self.reader = DeltaReader(self.reading, rows=rows, bytes_=bytes_)
 
     def chunks(self, state: Progress) -> list[list[Row]]:
@@ -75,19 +83,16 @@ class Half:
 class AlwaysHeld(Lease):
     """A lease that nobody takes away: which of two owners is right is the row's business, not the lease's."""
 
-    def __init__(self, url: str) -> None:
-        super().__init__(Database(url), shard=0, owner="test", duration=timedelta(seconds=60), state={})
-
     @property
     def held(self) -> bool:
         return True
 
 
-def shard(url: str, broker: MemoryBroker, **settings: Any) -> Shard:
+def shard(url: str, broker: MemoryBroker, number: int = 0, /, **settings: Any) -> Shard:
     """A whole shard against the broker in memory."""
     config = RelayConfig(database_url=url, kafka_bootstrap_servers="memory:0", **settings)
-    status: dict[str, Any] = {"shard": 0, "state": "starting", "alarm": None, "published": 0}
-    return Shard(config, AlwaysHeld(url), broker, stopping=lambda: False, status=status)
+    status: dict[str, Any] = {"state": "starting", "alarm": None, "published": 0}
+    return Shard(config, AlwaysHeld(number), broker, stopping=lambda: False, status=status)
 
 
 def drain(carrying: Shard, *, rounds: int = 200) -> None:

@@ -45,17 +45,24 @@ class MemoryBroker:
 
         Fails if a repeat differs from the first copy, or an event came under two numbers.
         """
-        marks: dict[tuple[str, int], Mark] = {}
+        marks: dict[tuple[str, int, str], tuple[int, dict[int, Mark]]] = {}
         seen: dict[Seq, Record] = {}
         numbered: dict[str, Seq] = {}
         applied = []
         for found in self.log:
             assert numbered.setdefault(found.id, found.seq) == found.seq, f"{found.id} has two numbers"
             assert seen.setdefault(found.seq, found) == found, f"{found.seq} was used for two records"
-            stream = (found.seq.source, found.seq.shard)
-            if stream not in marks or found.seq.mark > marks[stream]:
-                marks[stream] = found.seq.mark
-                applied.append(found)
+            place = (found.topic, found.partition, found.seq.source)
+            generation, shards = marks.get(place, (0, {}))
+            if found.seq.generation > generation:
+                marks[place] = found.seq.generation, {found.seq.shard: found.seq.mark}
+            elif found.seq.generation == generation and (
+                found.seq.shard not in shards or found.seq.mark > shards[found.seq.shard]
+            ):
+                shards[found.seq.shard] = found.seq.mark
+            else:
+                continue
+            applied.append(found)
         return applied
 
     def ids(self) -> list[str]:

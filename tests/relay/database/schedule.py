@@ -87,6 +87,10 @@ class Schedule:
 
     # -- writers
 
+    def _key(self) -> str:
+        """Of the next event."""
+        return "k"
+
     def _write(self, writer: Writer) -> None:
         execute = writer.session.execute
         if writer.prepared is not None:
@@ -97,7 +101,7 @@ class Schedule:
         elif not writer.began:
             execute("BEGIN")
             writer.began = self._step + 1
-            writer.ids = write(writer.session)
+            writer.ids = write(writer.session, key=self._key())
         else:
             self._go_on(writer)
 
@@ -107,10 +111,10 @@ class Schedule:
             0
         ]:
             case "write":
-                writer.ids += write(writer.session, self._choose.choice([1, 1, 2, 7]))
+                writer.ids += write(writer.session, self._choose.choice([1, 1, 2, 7]), key=self._key())
             case "savepoint":
                 execute("SAVEPOINT part")
-                write(writer.session)
+                write(writer.session, key=self._key())
                 execute("ROLLBACK TO part")
             case "commit":
                 execute("COMMIT")

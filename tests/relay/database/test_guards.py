@@ -152,19 +152,24 @@ def test_a_predecessor_still_planning_is_no_restored_database(
     guards.compare_counters(owner.connection, owner.row.claim())
 
 
-def test_more_shards_than_this_release_carries_are_refused(half: Half, writer: Session) -> None:
+def test_a_bucket_of_two_shards_or_of_none_is_refused(half: Half, writer: Session) -> None:
     writer.execute(
         "INSERT INTO outbox_shard (shard, source, generation, lo, hi, done, done_floor, done_xid)"
-        " SELECT 1, source, generation, lo, hi, done, done_floor, done_xid FROM outbox_shard"
+        " SELECT 1, source, generation, 200, hi, done, done_floor, done_xid FROM outbox_shard"
     )
-    with pytest.raises(SchemaError, match=r"shards \[0, 1\]"):
+    with pytest.raises(SchemaError, match="cover each of the 256 buckets once"):
         guards.examine(half.connection, None)
+    writer.execute("UPDATE outbox_shard SET hi = 198 WHERE shard = 0")
+    with pytest.raises(SchemaError, match="cover each of the 256 buckets once"):
+        guards.examine(half.connection, None)
+    writer.execute("UPDATE outbox_shard SET hi = 199 WHERE shard = 0")
+    guards.examine(half.connection, None)
 
 
-def test_a_missing_shard_says_what_to_do(half: Half, writer: Session) -> None:
+def test_missing_shards_say_what_to_do(half: Half, writer: Session) -> None:
     writer.execute("DELETE FROM outbox_shard")
-    with pytest.raises(SchemaError, match="restore it from a backup"):
-        half.row.claim()
+    with pytest.raises(SchemaError, match="restore its rows from a backup"):
+        guards.examine(half.connection, None)
 
 
 def test_going_down_is_refused_while_events_wait(

@@ -42,10 +42,10 @@ class Move:
         config = RelayConfig(database_url=self.scene.database, kafka_bootstrap_servers=cluster.bootstrap)
         relay = Shard(
             config,
-            AlwaysHeld(self.scene.database),
+            AlwaysHeld(0),
             Kafka(config.kafka_properties),
             stopping=lambda: False,
-            status={"shard": 0, "state": "starting", "alarm": None, "published": 0},
+            status={"state": "starting", "alarm": None, "published": 0},
         )
         try:
             drain(relay)

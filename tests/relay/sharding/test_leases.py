@@ -1,0 +1,138 @@
+"""Relays take their share of the shards, a dead one's within the lease, a leaving one's at once."""
+
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+import pytest
+
+from relay.database import Database
+from relay.lease import Leases
+from tests.relay.database.half import Session
+from tests.relay.sharding.several import split
+
+Start = Callable[..., "Member"]
+
+
+class Member:
+    """A relay of which only the leases live."""
+
+    def __init__(self, url: str, name: str, lease: float) -> None:
+        self.leases = Leases(
+            Database(url), owner=name, duration=timedelta(seconds=lease), state=lambda: {"state": "test"}
+        )
+
+    def tend(self) -> None:
+        """One round, giving away what should be given away, as a relay without anything under way does."""
+        wanted = self.leases.run_once()
+        for shard in [n for n, lease in self.leases.mine.items() if lease.lost]:
+            self.leases.release(shard)
+        if wanted.give:
+            self.leases.release(max(self.leases.mine))
+
+    @property
+    def held(self) -> set[int]:
+        return {n for n, lease in self.leases.mine.items() if lease.held}
+
+
+@pytest.fixture
+def start(database: str) -> Iterator[Start]:
+    started: list[Member] = []
+
+    def one(name: str, lease: float = 60.0) -> Member:
+        started.append(Member(database, name, lease))
+        return started[-1]
+
+    yield one
+    for member in started:
+        member.leases.farewell()
+
+
+def tended(*members: Member, rounds: int = 8) -> list[int]:
+    for _ in range(rounds):
+        for member in members:
+            member.tend()
+    held = [shard for member in members for shard in member.held]
+    assert len(held) == len(set(held)), "each shard has one holder"
+    return [len(member.held) for member in members]
+
+
+def test_shards_are_shared_evenly_as_relays_come_and_go(database: str, start: Start) -> None:
+    split(database, 5)
+    first = start("a")
+    assert tended(first) == [5]
+    second, third = start("b"), start("c")
+    assert sorted(tended(first, second)) == [2, 3]
+    assert sorted(tended(first, second, third)) == [1, 2, 2]
+    for shard in list(second.leases.mine):
+        second.leases.run_once(leaving=True)
+        second.leases.release(shard)
+    assert sorted(tended(first, third)) == [2, 3]
+
+
+def test_a_relay_more_than_there_are_shards_stands_by(database: str, start: Start) -> None:
+    members = [start(name) for name in "ab"]
+    assert tended(*members) == [1, 0]
+    wanted = members[1].leases.run_once()
+    assert wanted.short, "it asks often, to take over soon"
+    assert [member.leases.leads for member in members] == [True, False]
+
+
+def test_a_dead_ones_shards_are_taken_within_the_lease(database: str, start: Start) -> None:
+    split(database, 4)
+    dead, alive = start("dead", lease=1.0), start("alive", lease=1.0)
+    assert sorted(tended(dead, alive, rounds=4)) == [2, 2]
+    died = time.monotonic()
+    while len(alive.held) < 4:
+        assert time.monotonic() - died < 10
+        alive.tend()
+    assert dead.held == set(), "by then the dead one, were it frozen only, knows that its leases ran out"
+
+
+def test_leaving_gives_others_the_whole_share_before_the_last_word(database: str, start: Start) -> None:
+    split(database, 4)
+    leaving, staying = start("leaving"), start("staying")
+    tended(leaving, staying)
+    leaving.leases.run_once(leaving=True)
+    assert leaving.held, "still renewed, for something may be under way"
+    one = min(leaving.held)
+    leaving.leases.release(one)
+    staying.tend()
+    assert one in staying.held
+
+
+def test_a_restarted_relay_of_the_same_name_has_its_shards_back_at_once(database: str, start: Start) -> None:
+    split(database, 2)
+    assert tended(start("same"), rounds=1) == [2]
+    assert tended(start("same"), rounds=1) == [2]
+
+
+def test_a_shard_that_is_no_longer_there_is_let_go(database: str, start: Start, writer: Session) -> None:
+    split(database, 2)
+    member = start("a")
+    tended(member)
+    writer.execute("DELETE FROM outbox_lease WHERE shard = 1")
+    member.leases.run_once()
+    assert member.held == {0}
+    assert member.leases.mine[1].lost
+
+
+def test_an_outage_keeps_a_lease_until_it_runs_out_and_is_told(
+    database: str, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    member = start("a", lease=0.5)
+    tended(member, rounds=1)
+    member.leases.break_off()
+    monkeypatch.setattr(Database, "connect", _refused)
+    member.tend()
+    assert member.leases.trouble is not None
+    assert "database" in member.leases.trouble
+    end = time.monotonic() + 10
+    while member.held:
+        assert time.monotonic() < end
+
+
+def _refused(*_: object, **__: object) -> Any:
+    raise psycopg.OperationalError("connection refused")
