@@ -1,20 +1,25 @@
 """`python -m benchmarks`: run them, print tables or JSON."""
 
 import argparse
+import dataclasses
 import json
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from benchmarks import consume, drain, emit, latency, memory, noise
+from benchmarks import consume, drain, emit, latency, memory, modes, noise, storage
 from benchmarks.place import Place, Sizes, place
-from benchmarks.report import Report
+from benchmarks.report import MARKDOWN, Report
 from outbox.errors import OutboxError
 
 BENCHMARKS: Mapping[str, Callable[[Place, Sizes], Report]] = {
     "drain": drain.measure,
+    "held": drain.measure_held,
+    "modes": modes.measure,
     "memory": memory.measure,
     "latency": latency.measure,
+    "fast": latency.measure_fast,
+    "storage": storage.measure,
     "emit": emit.measure,
     "consume": consume.measure,
 }
@@ -31,23 +36,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with place() as where:
             machine = where.describe()
             reports = []
-            before = noise.read()
             for name in options.only:
                 print(f"measuring {name} …", file=sys.stderr, flush=True)
-                reports.append(BENCHMARKS[name](where, sizes))
-                if not options.json:
-                    print(f"{reports[-1].as_table()}\n", flush=True)
-            others = noise.others(before, noise.read())
+                before = noise.read()
+                report = BENCHMARKS[name](where, sizes)
+                report = dataclasses.replace(report, others=noise.others(before, noise.read()))
+                reports.append(report)
+                if not options.json and not options.markdown:
+                    print(f"{report.as_table()}\n", flush=True)
     except OutboxError as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 3
     if options.json:
         found = {report.name: report.as_json() for report in reports}
-        machine["others_percent"] = round(others * 100)
         print(json.dumps({"machine": machine, "rounds": sizes.rounds, "benchmarks": found}))
-    else:
-        print(", ".join(f"{name} {value}" for name, value in machine.items()) + f"; rounds {sizes.rounds}")
-        print(f"other processes used {others:.0%} of the machine meanwhile")
+        return 0
+    if options.markdown:
+        print(MARKDOWN, *(report.as_markdown() for report in reports), sep="\n", end="\n\n")
+    print(", ".join(f"{name} {value}" for name, value in machine.items()) + f"; rounds {sizes.rounds}")
     return 0
 
 
@@ -58,6 +64,7 @@ def _sizes(options: argparse.Namespace) -> Sizes:
         events=options.events or standard.events,
         seconds=options.seconds or standard.seconds,
         transactions=standard.transactions,
+        many=options.many or 5 * (options.events or standard.events),
     )
 
 
@@ -70,11 +77,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--only", type=_names, default=list(BENCHMARKS), metavar=",".join(BENCHMARKS))
     parser.add_argument(
-        "--rounds", type=_positive(int), help="rounds of each comparison; the median counts (5)"
+        "--rounds", type=_positive(int), help="rounds of each comparison; the median counts (3)"
     )
     parser.add_argument("--events", type=_positive(int), help="events of a backlog (200000)")
-    parser.add_argument("--seconds", type=_positive(float), help="seconds of each latency phase (10)")
+    parser.add_argument(
+        "--many", type=_positive(int), help="events of the large backlog (five times as many)"
+    )
+    parser.add_argument("--seconds", type=_positive(float), help="seconds of each latency phase (6)")
     parser.add_argument("--quick", action="store_true", help="one small round of each: does it run?")
+    parser.add_argument("--markdown", action="store_true", help="one table to paste into a page")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout, nothing else")
     return parser
 

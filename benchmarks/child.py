@@ -115,10 +115,8 @@ class Child:
         self._heard.put("")
 
 
-def relay(url: str, bootstrap: str) -> Child:
+def relay(url: str, bootstrap: str, **settings: str | int) -> Child:
     """The daemon as a user starts it."""
-    return Child(
-        RELAY,
-        "run",
-        environment={"OUTBOX_DATABASE_URL": url, "OUTBOX_KAFKA_BOOTSTRAP_SERVERS": bootstrap},
-    )
+    environment = {"OUTBOX_DATABASE_URL": url, "OUTBOX_KAFKA_BOOTSTRAP_SERVERS": bootstrap}
+    environment |= {f"OUTBOX_{name.upper()}": str(value) for name, value in settings.items()}
+    return Child(RELAY, "run", environment=environment)

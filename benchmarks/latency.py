@@ -1,20 +1,20 @@
-"""How long an event is under way: from the commit that wrote it to the commit of the consumer's results."""
+"""How long an event is under way: from the answer to its COMMIT to a consumer that has it."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import quantiles
 
-import psycopg
-
-from benchmarks import child
+from benchmarks import child, load
 from benchmarks.child import Child
 from benchmarks.events import create_tables
+from benchmarks.held import held_open
 from benchmarks.place import Place, Sizes
 from benchmarks.report import Figure, Report, at_most
 
 PACE = 600.0
 """Transactions a second."""
+
+FAST = 3_000.0
 
 WARM = 1.0
 """Seconds at the start that do not count: first acknowledgement, first plans."""
@@ -31,21 +31,22 @@ class Phase:
 
 
 def measure(place: Place, sizes: Sizes) -> Report:
-    free, held = [], []
+    free, held, exact = [], [], []
     for _ in range(sizes.rounds):
-        free.append(phase(place, sizes.seconds, hold=False))
+        free.append(phase(place, sizes.seconds))
         held.append(phase(place, sizes.seconds, hold=True))
+        exact.append(phase(place, sizes.seconds, exactly_once=True))
     both = list(zip(free, held, strict=True))
     return Report(
         "latency",
-        f"Latency at {PACE:.0f} transactions/s: commit of the event to commit of the consumer's results",
+        f"Latency at {PACE:.0f} transactions/s: commit of the event to its arrival at a consumer",
         [
-            Figure("p50", "ms", [f.p50 for f in free], at_most(8)),
-            Figure("p99", "ms", [f.p99 for f in free], at_most(30)),
-            Figure("p50, a transaction held open / none", "×", [h.p50 / f.p50 for f, h in both]),
-            Figure("p99, a transaction held open / none", "×", [h.p99 / f.p99 for f, h in both]),
-            Figure("p50 with transactions held open", "ms", [h.p50 for h in held]),
-            Figure("p99 with transactions held open", "ms", [h.p99 for h in held]),
+            Figure("p50", "ms", [f.p50 for f in free], at_most(3)),
+            Figure("p99", "ms", [f.p99 for f in free], at_most(12)),
+            Figure("p50, transactions held open / none", "×", [h.p50 / f.p50 for f, h in both], at_most(1.1)),
+            Figure("p99, transactions held open / none", "×", [h.p99 / f.p99 for f, h in both]),
+            Figure("p50 to the commit of an exactly-once consumer", "ms", [e.p50 for e in exact]),
+            Figure("p99 to the commit of an exactly-once consumer", "ms", [e.p99 for e in exact]),
             Figure("CPU of the relay", "% of a core", [f.cpu for f in free]),
             Figure("CPU of the relay, held open", "% of a core", [h.cpu for h in held]),
             Figure("pace reached", "transactions/s", [f.pace for f in free]),
@@ -53,44 +54,46 @@ def measure(place: Place, sizes: Sizes) -> Report:
     )
 
 
-def phase(place: Place, seconds: float, *, hold: bool) -> Phase:
-    """A writer, a relay and an exactly-once consumer, each a process, on a fresh database."""
-    total = WARM + seconds
-    expected = int(PACE * total)
+def measure_fast(place: Place, sizes: Sizes) -> Report:
+    fast = [phase(place, sizes.seconds, pace=FAST) for _ in range(sizes.rounds)]
+    return Report(
+        "fast",
+        f"Latency at {FAST:,.0f} transactions/s",
+        [
+            Figure("p99", "ms", [f.p99 for f in fast], at_most(40)),
+            Figure("p50", "ms", [f.p50 for f in fast]),
+            Figure("CPU of the relay", "% of a core", [f.cpu for f in fast]),
+            Figure("pace reached", "transactions/s", [f.pace for f in fast]),
+        ],
+    )
+
+
+def phase(
+    place: Place, seconds: float, *, pace: float = PACE, hold: bool = False, exactly_once: bool = False
+) -> Phase:
+    """A load, a relay and a consumer, each a process, on a fresh database."""
+    transactions = int(pace * (WARM + seconds)) // load.CLIENTS * load.CLIENTS
     bootstrap = place.kafka.bootstrap
     with place.database() as url, place.topic() as topic:
         create_tables(url)
-        with (
-            child.relay(url, bootstrap) as relay,
-            Child.python("exactly_once", url, bootstrap, topic, expected) as consumer,
-            _held_open(url, hold=hold),
-        ):
+        if exactly_once:
+            consuming = Child.python("exactly_once", url, bootstrap, topic, transactions)
+        else:
+            consuming = Child.python("arrivals", bootstrap, topic, transactions, "read_committed")
+        with child.relay(url, bootstrap) as relay, consuming as consumer, held_open(url, hold=hold):
             consumer.hear()
-            with Child.python("writer", url, topic, PACE, total) as writer:
-                used = relay.cpu()
-                wrote = writer.hear(total + 60)
-                arrived = {int(number): at for number, at in consumer.hear()["committed"].items()}
-                used = relay.cpu() - used
-    sent = wrote["committed"]
-    began = wrote["began"] + WARM
-    late = [(arrived[number] - at) * 1_000 for number, at in enumerate(sent) if at >= began]
+            used = relay.cpu()
+            wrote = load.run(url, topic, pace=pace, transactions=transactions)
+            used = relay.cpu() - used
+            arrived = consumer.hear()["arrived"]
+    return _phase(wrote, arrived, used)
+
+
+def _phase(wrote: load.Load, arrived: Mapping[str, float], used: float) -> Phase:
+    began = min(wrote.committed.values())
+    whole = max(wrote.committed.values()) - began
+    late = [
+        (arrived[str(number)] - at) * 1_000 for number, at in wrote.committed.items() if at >= began + WARM
+    ]
     cuts = quantiles(late, n=100, method="inclusive")
-    return Phase(cuts[49], cuts[98], used / total * 100, len(late) / (max(sent) - began))
-
-
-@contextmanager
-def _held_open(url: str, *, hold: bool) -> Iterator[None]:
-    """One transaction that has written an event and does not end, and one that keeps an old snapshot."""
-    if not hold:
-        yield
-        return
-    with psycopg.connect(url) as writing, psycopg.connect(url) as reading:
-        writing.execute(
-            "INSERT INTO outbox_event (id, aggregatetype, aggregateid, type) "
-            "VALUES (gen_random_uuid(), 'order', 'held', 'order.placed.v1')"
-        )
-        reading.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
-        reading.execute("SELECT count(*) FROM outbox_event")
-        yield
-        writing.rollback()
-        reading.rollback()
+    return Phase(cuts[49], cuts[98], used / whole * 100, wrote.pace)

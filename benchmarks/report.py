@@ -67,9 +67,30 @@ class Report:
     name: str
     title: str
     figures: Sequence[Figure]
+    others: float = 0.0
+    """The share of the machine that other programs used meanwhile, 0 to 1."""
 
     def as_json(self) -> dict[str, Any]:
-        return {"title": self.title, "figures": [figure.as_json() for figure in self.figures]}
+        return {
+            "title": self.title,
+            "others_percent": round(self.others * 100),
+            "figures": [figure.as_json() for figure in self.figures],
+        }
+
+    def as_markdown(self) -> str:
+        """Rows of one table, ready to paste; median and, from the rounds, lowest and highest."""
+        lines = []
+        for figure in self.figures:
+            name = figure.name if figure.unit == "×" else f"{figure.name}, {figure.unit}"
+            value, spread = (
+                _shown(figure.value),
+                f"{_shown(min(figure.samples))} – {_shown(max(figure.samples))}",
+            )
+            if figure.target:
+                value = f"**{value}**"
+            cells = [self.name, name, value, spread, str(figure.target or ""), figure.verdict]
+            lines.append(f"| {' | '.join(cells)} | {self.others:.0%} |")
+        return "\n".join(lines)
 
     def as_table(self) -> str:
         """Columns under each other, figures with a target first as they were given."""
@@ -85,6 +106,10 @@ class Report:
             aligned = [f"{cell:>{width}}" for cell, width in zip(cells, widths[1:5], strict=True)]
             lines.append("  ".join([f"  {name:<{widths[0]}}", *aligned, verdict]).rstrip())
         return "\n".join(lines)
+
+
+MARKDOWN = "| part | figure | median | rounds | target | | others used |\n|---|---|--:|--:|--:|---|--:|"
+"""Head of the table that `as_markdown` gives the rows of."""
 
 
 def _shown(number: float) -> str:
