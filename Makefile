@@ -6,6 +6,7 @@ SHELL := /bin/sh
 
 VENV := .venv
 BIN := $(VENV)/bin
+PEERS := .venv.peers
 STAMP := $(VENV)/.ready
 ARGS ?=
 
@@ -61,6 +62,20 @@ bench: $(STAMP) ## measure against a raw read-and-send loop
 campaign-scheduled: $(STAMP) ## move scheduled events while backends are killed, and count (ARGS="--seconds 600")
 	@$(BIN)/python -m tests.relay.scheduled.campaign $(ARGS)
 
+.PHONY: bench-peers
+bench-peers: $(STAMP) $(PEERS)/.ready ## measure against other relays, installed into .venv.peers
+	@$(BIN)/python -m benchmarks.peers $(ARGS)
+
+# The peers' own environment: pinned Python packages and, where Maven is, Debezium on Kafka Connect.
+$(PEERS)/.ready: benchmarks/peers/requirements.txt benchmarks/peers/pom.xml
+	@"$(PYTHON)" -m venv $(PEERS)
+	@$(PEERS)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -r benchmarks/peers/requirements.txt
+	@cp benchmarks/peers/pom.xml $(PEERS)/pom.xml
+	@if command -v mvn >/dev/null; then mvn --batch-mode --quiet --file $(PEERS)/pom.xml \
+		dependency:copy-dependencies -DincludeScope=runtime -DoutputDirectory=jars; \
+	else echo "Maven is not on this machine, so Debezium is left out (Debian: apt install maven)" >&2; fi
+	@touch $@
+
 .PHONY: lock
 lock: ## resolve requirements.lock anew (needs uv)
 	uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras --group dev --upgrade \
@@ -69,7 +84,7 @@ lock: ## resolve requirements.lock anew (needs uv)
 
 .PHONY: clean
 clean: ## remove the environment and caches
-	rm -rf $(VENV) .venv.sqlalchemy20 dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(PEERS) .venv.sqlalchemy20 dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 # The environment: made by pip alone, from pinned and hashed packages; brought up to date when the lock or the project
 # changes, in place, so that what runs from it goes on running.

@@ -8,7 +8,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 from types import TracebackType
@@ -77,6 +78,15 @@ class Child:
         """Raises ChildFailed when it is not running any more."""
         if self._process.poll() is not None:
             raise self.failed(f"ended with {self._process.returncode}")
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Stands still until the block ends, and takes up then what gathered meanwhile."""
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
 
     def cpu(self) -> float:
         """Core-seconds used so far by all its threads, ended ones included (clock_getcpuclockid(3))."""

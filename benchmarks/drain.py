@@ -78,7 +78,7 @@ def relay(
             arrivals.wait(WARM)
             with held_open(url, hold=hold):
                 fill(url, topic, events, first=WARM)
-                return _watch(running, arrivals, events)
+                return watch(running, arrivals, WARM, events)
 
 
 def switch(url: str, mode: str) -> None:
@@ -100,14 +100,14 @@ def raw(place: Place, events: int) -> Drained:
             running.hear()
             fill(url, topic, events)
             running.say()
-            return _watch(running, arrivals, events)
+            return watch(running, arrivals, WARM, events)
 
 
-def _watch(running: Child, arrivals: Arrivals, events: int) -> Drained:
-    """From the first acknowledgement to the last, without what the first one brought along."""
-    first = arrivals.wait(WARM + 1, every=0.002)
+def watch(running: Child, arrivals: Arrivals, before: int, events: int) -> Drained:
+    """From the first acknowledgement after `before` to the last, without what the first one brought along."""
+    first = arrivals.wait(before + 1, every=0.002)
     began, used = time.monotonic(), running.cpu()
-    arrivals.wait(WARM + events)
+    arrivals.wait(before + events)
     seconds, cpu = time.monotonic() - began, running.cpu() - used
-    counted = WARM + events - first
+    counted = before + events - first
     return Drained(counted / seconds, cpu / counted * 100_000, running.peak_mb())

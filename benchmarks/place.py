@@ -3,7 +3,7 @@
 import itertools
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from uuid import uuid4
@@ -88,10 +88,13 @@ class Place:
 
 
 @contextmanager
-def place() -> Iterator[Place]:
-    """The servers given in the environment, else new ones from this machine's programs."""
+def place(settings: Mapping[str, str] | None = None) -> Iterator[Place]:
+    """The servers given in the environment, else new ones from this machine's programs, with `settings`."""
     given = os.environ.get("OUTBOX_DATABASE_URL")
-    with start_postgres() if given else start_postgres(POSTGRES) as postgres, start_kafka() as kafka:
+    with (
+        start_postgres() if given else start_postgres({**POSTGRES, **(settings or {})}) as postgres,
+        start_kafka() as kafka,
+    ):
         where = Place(postgres, kafka)
         try:
             yield where
