@@ -8,8 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryFile
 from types import TracebackType
@@ -79,14 +78,12 @@ class Child:
         if self._process.poll() is not None:
             raise self.failed(f"ended with {self._process.returncode}")
 
-    @contextmanager
-    def frozen(self) -> Iterator[None]:
-        """Stands still until the block ends, and takes up then what gathered meanwhile."""
+    def freeze(self) -> None:
+        """Let it stand still until `thaw`."""
         self._process.send_signal(signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            self._process.send_signal(signal.SIGCONT)
+
+    def thaw(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
 
     def cpu(self) -> float:
         """Core-seconds used so far by all its threads, ended ones included (clock_getcpuclockid(3))."""
@@ -102,6 +99,7 @@ class Child:
         """Ask it to end, wait, insist."""
         if self._process.poll() is None:
             self._process.terminate()
+            self.thaw()
             try:
                 self._process.wait(20)
             except subprocess.TimeoutExpired:

@@ -107,7 +107,7 @@ def watch(running: Child, arrivals: Arrivals, before: int, events: int) -> Drain
     """From the first acknowledgement after `before` to the last, without what the first one brought along."""
     first = arrivals.wait(before + 1, every=0.002)
     began, used = time.monotonic(), running.cpu()
-    arrivals.wait(before + events)
+    arrivals.wait(before + events, within=120 + events / 10_000)
     seconds, cpu = time.monotonic() - began, running.cpu() - used
     counted = before + events - first
     return Drained(counted / seconds, cpu / counted * 100_000, running.peak_mb())

@@ -14,8 +14,8 @@ from benchmarks.place import Place, place
 from benchmarks.report import MARKDOWN, Figure, Report, at_least
 from outbox.errors import OutboxError
 
-SETTINGS = {"wal_level": "logical", "logical_decoding_work_mem": "512MB"}
-"""What Debezium needs, so that no transaction here spills to disk while it is decoded."""
+SETTINGS = {"wal_level": "logical", "logical_decoding_work_mem": "512MB", "wal_sender_timeout": "0"}
+"""What Debezium needs: no transaction here spills to disk while decoded; it may stand still for minutes."""
 
 
 @dataclass(slots=True)

@@ -85,14 +85,21 @@ class Debezium:
         """Until its code is compiled; the first one waits for the connector to begin."""
         self._arrivals.wait(self._carry(WARM), within=120)
         self._arrivals.wait(self._carry(events), within=600)
+        self._running.freeze()
 
     def drain(self, events: int) -> Drained:
+        """It stands still while others are measured and while its backlog gathers."""
+        self._running.thaw()
+        self._arrivals.wait(self._carry(events // 10))
+        self._running.freeze()
         before = self._carried
-        with self._running.frozen():
-            # In many transactions: one large one would be decoded before it is committed.
-            for _ in range(events // PART):
-                self._carry(PART)
-        return watch(self._running, self._arrivals, before, self._carried - before)
+        # In many transactions: one large one would be decoded before it is committed.
+        for _ in range(events // PART):
+            self._carry(PART)
+        self._running.thaw()
+        found = watch(self._running, self._arrivals, before, self._carried - before)
+        self._running.freeze()
+        return found
 
     def _carry(self, events: int) -> int:
         fill(self._url, self._topic, events, first=self._carried)
