@@ -75,7 +75,8 @@ def run(url: str, topic: str, *, pace: float, transactions: int) -> Load:
         )
         if done.returncode != 0:
             raise LoadFailed(f"pgbench failed: {done.stderr.strip()}")
-        lines = [line.split() for log in Path(directory).glob("pgbench_log.*") for line in log.open()]
+        logs = [log.read_text() for log in Path(directory).glob("pgbench_log.*")]
+    lines = [line.split() for text in logs for line in text.splitlines()]
     return Load({int(c) * CLIENT + int(n): int(s) + int(us) / 1e6 for c, n, _, _, s, us, *_ in lines})
 
 
