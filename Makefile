@@ -76,6 +76,10 @@ $(PEERS)/.ready: benchmarks/peers/requirements.txt benchmarks/peers/pom.xml
 	else echo "Maven is not on this machine, so Debezium is left out (Debian: apt install maven)" >&2; fi
 	@touch $@
 
+.PHONY: outage
+outage: $(STAMP) ## keep Kafka away for ten minutes and see what that costs
+	@$(BIN)/python -m tests.relay.outages $(ARGS)
+
 .PHONY: lock
 lock: ## resolve requirements.lock anew (needs uv)
 	uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras --group dev --upgrade \

@@ -1,9 +1,8 @@
 """What the brokers say of themselves and their topics, and what the client last complained of."""
 
-import contextlib
 import logging
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
@@ -34,6 +33,19 @@ topic that is gone (_UNKNOWN_TOPIC, _UNKNOWN_PARTITION)."""
 
 FORBIDDEN = frozenset({KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED})
 
+SILENCE = frozenset(
+    {
+        KafkaError._TIMED_OUT,
+        KafkaError._TRANSPORT,
+        KafkaError._ALL_BROKERS_DOWN,
+        KafkaError._AUTHENTICATION,
+        KafkaError._SSL,
+        KafkaError._RESOLVE,
+        KafkaError.REQUEST_TIMED_OUT,
+    }
+)
+"""Codes of a question that nobody answered."""
+
 UNKNOWN = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC})
 
 GRAVE = (
@@ -56,10 +68,15 @@ ALL_DOWN = "all brokers are down"
 
 
 class Inquiry:
-    """Asks through whatever client a producer has at the moment. `complaints` outlives the clients."""
+    """Asks through whatever client a producer has at the moment. `complaints` outlives the clients.
 
-    def __init__(self, properties: Mapping[str, Any]) -> None:
+    `listen` lets that client report what it complains of, unless records are on their way: whoever sends
+    them has to see their reports.
+    """
+
+    def __init__(self, properties: Mapping[str, Any], *, listen: Callable[[], None]) -> None:
         self._properties = properties
+        self._listen = listen
         self._secret: set[str] = set()
         self.complaints: deque[KafkaError] = deque(maxlen=16)
 
@@ -68,15 +85,8 @@ class Inquiry:
         try:
             found = client.list_topics(topic, METADATA_TIMEOUT)
         except KafkaException as error:
-            if len(client) == 0:
-                # Complaints wait in the client until it is asked for them.
-                with contextlib.suppress(KafkaException, SystemError):
-                    client.poll(0)
-            reason = self.trouble()
-            because = f": {reason}" if reason not in {None, ALL_DOWN} else ""
-            raise Interrupted(
-                f"no broker answers at {self._properties['bootstrap.servers']}{because}"
-            ) from error
+            self._listen()
+            raise self._silence() from error
         self.complaints.clear()
         return found
 
@@ -128,6 +138,9 @@ class Inquiry:
                 if policy is not None:
                     found[resource.name] = policy
         except KafkaException as error:
+            admin.poll(0)
+            if error.args[0].code() in SILENCE:
+                raise self._silence() from error
             raise Interrupted(f"the topics' settings are not to be had: {error.args[0].str()}") from error
         return found
 
@@ -163,6 +176,12 @@ class Inquiry:
                     said = complaint.str().partition(" (after ")[0]
                     return ALL_DOWN if code == KafkaError._ALL_BROKERS_DOWN else said
         return None
+
+    def _silence(self) -> Interrupted:
+        """An outage, with what the client says of it."""
+        reason = self.trouble()
+        because = f": {reason}" if reason not in {None, ALL_DOWN} else ""
+        return Interrupted(f"no broker answers at {self._properties['bootstrap.servers']}{because}")
 
     def forget_fatal(self) -> None:
         """A new session begins without the fatal complaints of the last one."""

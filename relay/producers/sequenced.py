@@ -28,7 +28,7 @@ class SequencedProducer:
 
     def __init__(self, properties: Mapping[str, Any]) -> None:
         self._properties = checked(properties)
-        self._inquiry = Inquiry(self._properties)
+        self._inquiry = Inquiry(self._properties, listen=self._listen)
         self._session: Session | None = None
         self._careful_to = -1
 
@@ -69,6 +69,10 @@ class SequencedProducer:
         return self._inquiry.metadata(self._opened().client, None).cluster_id or None
 
     def trouble(self) -> str | None:
+        self._listen()
+        return self._inquiry.trouble()
+
+    def _listen(self) -> None:
         session = self._session
         if session is not None and not session.in_flight:
             try:
@@ -77,7 +81,6 @@ class SequencedProducer:
             except (KafkaException, SystemError) as error:
                 log.warning("the Kafka client ended its session while idle: %s", error)
                 self._end(session)
-        return self._inquiry.trouble()
 
     def close(self) -> None:
         if self._session is not None:

@@ -43,7 +43,7 @@ class TransactionalProducer:
 
     def __init__(self, properties: Mapping[str, Any], names: Names) -> None:
         self._properties = transactional(properties)
-        self._inquiry = Inquiry(self._properties)
+        self._inquiry = Inquiry(self._properties, listen=self._listen)
         self.names = names
         self._ledger = Ledger(self._properties, self._inquiry, topic=names.progress_topic, shard=names.shard)
         self._ids = [f"{names.transactional_id}.{n}" for n in range(LINES)]
@@ -119,9 +119,12 @@ class TransactionalProducer:
         return self._inquiry.metadata(self._opened()[0].client, None).cluster_id or None
 
     def trouble(self) -> str | None:
+        self._listen()
+        return self._inquiry.trouble()
+
+    def _listen(self) -> None:
         for line in self._lines:
             line.breathe()
-        return self._inquiry.trouble()
 
     def close(self) -> None:
         self._fenced = False

@@ -10,6 +10,7 @@ from outbox.testing.servers.kafka_broker import KafkaBroker
 from outbox.testing.servers.mock import MockKafka, start_mock_kafka
 from outbox.testing.servers.pgbouncer import PgBouncer, start_pgbouncer
 from outbox.testing.servers.postgres import PostgresServer, start_postgres
+from outbox.testing.servers.secure_kafka import SecureKafka
 
 __all__ = [
     "KafkaBroker",
@@ -17,6 +18,7 @@ __all__ = [
     "MockKafka",
     "PgBouncer",
     "PostgresServer",
+    "SecureKafka",
     "ServerFailed",
     "ServerUnavailable",
     "start_kafka",

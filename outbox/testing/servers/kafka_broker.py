@@ -57,7 +57,7 @@ class KafkaBroker:
             "controller.listener.names": "CONTROLLER",
             "listeners": f"PLAINTEXT://{self.address},CONTROLLER://127.0.0.1:{self._controller.number}",
             "log.dirs": str(self.directory / "log"),
-            **settings,
+            **{name: self._placed(value) for name, value in settings.items()},
         }
         file = self.directory / "server.properties"
         file.write_text("".join(f"{name}={value}\n" for name, value in properties.items()))
@@ -70,6 +70,16 @@ class KafkaBroker:
             farewell=SIGKILL,  # its data go with it
             directory=self.directory,
         )
+
+    def _placed(self, value: str) -> str:
+        """`value` with this broker's own addresses: settings are written before any broker has one."""
+        controller = f"127.0.0.1:{self._controller.number}"
+        return value.replace("{address}", self.address).replace("{controller}", controller)
+
+    def change(self, settings: Mapping[str, str]) -> None:
+        """Other settings from its next start on."""
+        with (self.directory / "server.properties").open("a") as file:
+            file.writelines(f"{name}={value}\n" for name, value in settings.items())
 
     def launch(self) -> None:
         """Start it without waiting."""

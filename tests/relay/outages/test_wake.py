@@ -1,12 +1,10 @@
 """An idle relay costs next to nothing; a commit in its own process wakes it without any poll."""
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -19,6 +17,7 @@ from outbox import Event, Outbox, emit, hooks
 from relay.config import RelayConfig
 from relay.daemon import Relay
 from tests.relay.conftest import StartRelay
+from tests.relay.outages.strain import cpu
 from tests.relay.scene import Scene, until
 
 IDLE = 8.0
@@ -27,12 +26,6 @@ IDLE = 8.0
 
 class Rung(Event, name="wake.rung", version=1, aggregate="rung", key="id"):
     id: UUID
-
-
-def cpu(pid: int) -> float:
-    """Seconds of processor time that a process has taken."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def test_an_idle_relay_costs_a_hundredth_of_a_core_and_twelve_queries_a_second(
