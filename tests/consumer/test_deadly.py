@@ -19,13 +19,15 @@ def ended(stage: Stage, **task: Any) -> list[int]:
     """Exit codes of the processes that one after the other met the record, until it is out of the way."""
     codes: list[int] = []
     while len(codes) < 8:
-        process = stage.process(kafka=SHORT, settings={"attempts": 1, "batch_size": 10}, **task)
-        eventually(partial(_over, process, stage), within=60)
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+        with stage.process(kafka=SHORT, settings={"attempts": 1, "batch_size": 10}, **task) as process:
+            try:
+                eventually(partial(_over, process, stage), within=60)
+            finally:
+                over = process.poll()
+                process.kill()
+        if over is None:
             return codes
-        codes.append(process.returncode)
+        codes.append(over)
     raise AssertionError(f"the record is still there after {codes}")
 
 
