@@ -139,6 +139,11 @@ def test_check_names_what_is_wrong(engine: Engine, damage: str, message: str) ->
             "row-level security is enabled",
             "ALTER TABLE outbox_event DISABLE ROW LEVEL SECURITY",
         ),
+        (
+            "DELETE FROM outbox_mover",
+            "no scheduled event would ever leave",
+            "INSERT INTO outbox_mover DEFAULT VALUES",
+        ),
         ("DROP INDEX outbox_event_xid", "no valid index on xid", "CREATE INDEX ON outbox_event (xid)"),
         (
             "DROP INDEX outbox_event_position",

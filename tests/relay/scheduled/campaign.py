@@ -7,6 +7,7 @@ import argparse
 import random
 import sys
 import threading
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,6 +20,9 @@ import psycopg
 from relay import mover
 from relay.database import Database, plain_url
 from tests.relay.scheduled.scheduling import Session, cancel, left, schedule
+
+AHEAD = [0.3, 0.3, 2.0]
+"""Seconds until an event is due at most."""
 
 KEYS = [*(f"k{n}" for n in range(6)), None]
 WRITER = "scheduled writer"
@@ -57,18 +61,26 @@ class Campaign:
     unsure: set[UUID] = field(default_factory=set)
     """Whose cancel was killed at its COMMIT."""
     open: list[UUID] = field(default_factory=list)
+    undone: int = 0
+    """Cancels that held a row and were rolled back."""
     kills: int = 0
     failures: list[BaseException] = field(default_factory=list)
 
-    def run(self, seconds: float) -> None:
-        """Everybody works for so long; then the writers end, and the movers when nothing is left."""
+    def run(self, seconds: float, *, at_most: float = 45.0) -> None:
+        """Everybody works for so long, and longer until enough has happened to judge; then the writers end.
+
+        The movers end when nothing is left.
+        """
+        end = time.monotonic() + seconds
         with psycopg.connect(plain_url(self.url), autocommit=True) as session:
             session.execute(NOTE)
             work = [*[self._write] * 2, *[self._cancel] * 2, *([self._kill] if self.killing else [])]
             writers = [self._start(job, n) for n, job in enumerate(work)]
             done = threading.Event()
             movers = [self._start(self._move(done), 100 + n) for n in range(self.movers)]
-            self.stopping.wait(seconds)
+            for _ in range(int(at_most / 0.1)):
+                if self.stopping.wait(0.1) or (time.monotonic() > end and self._enough()):
+                    break
             self.stopping.set()
             for thread in writers:
                 thread.join(30)
@@ -109,6 +121,11 @@ class Campaign:
             row = session.execute("SELECT count(*) FROM outbox_event").fetchone()
         return f"{row[0] if row else 0} moved, {len(self.cancelled)} cancelled, {self.kills} backends killed"
 
+    def _enough(self) -> bool:
+        """A busy machine takes its time."""
+        busy = len(self.in_time) > 100 and len(self.cancelled) > 5 and self.undone > 15
+        return busy and (self.kills > 10 or not self.killing)
+
     def _start(self, job: Callable[[random.Random], None], number: int) -> threading.Thread:
         def guarded() -> None:
             try:
@@ -129,7 +146,7 @@ class Campaign:
             with suppress(psycopg.OperationalError), self._connect() as session:
                 while not self.stopping.is_set():
                     ids = [
-                        schedule(session, chance.uniform(0, 0.3), key=chance.choice(KEYS))
+                        schedule(session, chance.uniform(0, chance.choice(AHEAD)), key=chance.choice(KEYS))
                         for _ in range(chance.randint(1, 5))
                     ]
                     self.stopping.wait(chance.uniform(0, 0.01))
@@ -152,6 +169,7 @@ class Campaign:
                     self.stopping.wait(chance.uniform(0, 0.1))
                     if chance.random() < 0.6:
                         session.rollback()
+                        self.undone += gone
                         continue
                     if gone:
                         self.unsure.add(id_)
@@ -193,7 +211,7 @@ def main() -> None:
             ddl.apply(connection)
         engine.dispose()
         campaign = Campaign(url, given.seed)
-        campaign.run(given.seconds)
+        campaign.run(given.seconds, at_most=given.seconds + 60)
         wrong = campaign.complaints()
         sys.stdout.write(f"seed {given.seed}: {campaign.tally}: {'; '.join(wrong) or 'nothing wrong'}\n")
     sys.exit(1 if wrong else 0)

@@ -1,16 +1,19 @@
 """What is due is moved once and per key in the order of its times; what is not due stays."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg
 import pytest
 
 from outbox import SchemaError, hooks
+from outbox.storage.ddl import step_4
 from relay import database, points
 from relay import mover as module
 from relay.database import Connection, Database
 from relay.mover import BUSY, HELD, IDLE, Mover
+from tests.relay.scene import until
 from tests.relay.scheduled.conftest import Connect
 from tests.relay.scheduled.scheduling import (
     PLAIN_SKIP_LOCKED,
@@ -154,6 +157,49 @@ def test_several_movers_at_once_would_invert(connect: Connect, session: Session)
     assert first.execute("SELECT outbox_move(1)").fetchone() == (1,)
     first.commit()
     assert moved(session) == [late, early]
+
+
+def test_an_event_committed_before_its_moment_is_seen_before_a_later_one_of_its_key(
+    connect: Connect, session: Session, another: Callable[[], Mover]
+) -> None:
+    """The clock is read before the snapshot is taken; here the mover is stopped between the two."""
+    assert _moved_around_a_commit(connect, session, step_4.MOVE.replace(CLOCK, f"{STOP} {CLOCK}")) == [1, 2]
+
+
+def test_a_clock_read_after_the_snapshot_would_invert_them(connect: Connect, session: Session) -> None:
+    """The broken form: what is due by now, among what was committed a moment ago."""
+    naive = step_4.MOVE.replace("s.due <= upto", "s.due <= (SELECT clock_timestamp() FROM stopped)")
+    naive = naive.replace("WITH seen", "WITH stopped AS MATERIALIZED (SELECT pg_advisory_xact_lock(1)), seen")
+    assert _moved_around_a_commit(connect, session, naive) == [2, 1]
+
+
+CLOCK = "upto := clock_timestamp();"
+STOP = "PERFORM pg_advisory_xact_lock(1);"
+
+
+def _moved_around_a_commit(connect: Connect, session: Session, function: str) -> list[int]:
+    """Event 1 is committed while the mover is stopped, before it is due; event 2, due later, was there."""
+    use(session, function)
+    gate, moving = connect(), connect(autocommit=True)
+    gate.execute("SELECT pg_advisory_xact_lock(1)")
+    two = schedule(session, 1.0)
+    with ThreadPoolExecutor(1) as thread:
+        done = thread.submit(moving.execute, "SELECT outbox_move()")
+        until(lambda: _waits(session, moving), 20, lambda: "the mover was not stopped")
+        (moment,) = session.execute("SELECT due FROM outbox_scheduled").fetchone() or (None,)
+        one = schedule(session, 0.2)
+        session.execute("UPDATE outbox_scheduled SET due = %s - interval '1 ms' WHERE id = %s", [moment, one])
+        session.execute("SELECT pg_sleep_until(%s)", [moment])
+        gate.rollback()
+        done.result(20)
+    session.execute("SELECT outbox_move()")
+    return [{one: 1, two: 2}[id_] for id_ in moved(session)]
+
+
+def _waits(session: Session, other: Session) -> bool:
+    return session.execute(
+        "SELECT cardinality(pg_blocking_pids(%s)) > 0", [other.info.backend_pid]
+    ).fetchone() == (True,)
 
 
 def test_a_backend_that_is_killed_while_it_moves_has_moved_nothing(
