@@ -31,6 +31,8 @@ log = logging.getLogger("relay")
 FILE = Path("outbox-relay.toml")
 
 SHORTEST_LEASE = timedelta(milliseconds=100)
+LONGEST_LEASE = timedelta(minutes=10)
+"""A relay that dies leaves its events waiting for so long."""
 
 
 def _instance() -> str:
@@ -167,6 +169,9 @@ class RelayConfig(BaseSettings):
     def _renewable(cls, value: timedelta) -> timedelta:
         if value < SHORTEST_LEASE:
             raise ValueError(f"must be {SHORTEST_LEASE.total_seconds():g} s at least, to be renewed in time")
+        if value > LONGEST_LEASE:
+            minutes = LONGEST_LEASE.total_seconds() / 60
+            raise ValueError(f"must be {minutes:g} min at most: for so long a dead relay has no successor")
         return value
 
     @field_validator("health_address")

@@ -108,6 +108,7 @@ def test_what_the_relay_decides_itself_is_refused_with_the_reason(name: str) -> 
         ("lease = 'soon'", "lease: is no duration"),
         ("lease = 0", "lease: must be longer than nothing"),
         ("lease = 0.01", "lease: must be 0.1 s at least"),
+        ("lease = 601", "lease: must be 10 min at most: for so long a dead relay has no successor"),
         ("instance = ''", "instance: "),
         ("retention = -1", "retention: must not be negative"),
         ("chunk_rows = 0", "chunk_rows: "),
