@@ -37,7 +37,7 @@ SHORT = {"session.timeout.ms": 3000, "heartbeat.interval.ms": 300, "max.poll.int
 """For members that are killed or frozen: how soon the group notices."""
 
 
-def eventually(fact: Callable[[], Any], *, within: float = 20.0, what: str = "") -> Any:
+def eventually(fact: Callable[[], Any], *, within: float = 60.0, what: str = "") -> Any:
     """The first true value of `fact`, asked again and again for `within` seconds."""
     pause = threading.Event()
     end = time.monotonic() + within
@@ -73,7 +73,7 @@ class Witness:
         with self._changed:
             return [facts for seen, facts in self._seen if seen == point]
 
-    def wait(self, point: str, *, count: int = 1, within: float = 20.0) -> dict[str, Any]:
+    def wait(self, point: str, *, count: int = 1, within: float = 60.0) -> dict[str, Any]:
         """The facts of the `count`-th time `point` was reached."""
 
         def found() -> dict[str, Any] | None:
@@ -242,7 +242,7 @@ class Stage:
         """Are all effects stored (or more)?"""
         return len(self.effects()) >= sum(self._sent.values())
 
-    def wait(self, *, within: float = 30.0) -> None:
+    def wait(self, *, within: float = 90.0) -> None:
         """Until every record sent has an effect."""
         eventually(self.all_there, within=within, what="all effects")
 

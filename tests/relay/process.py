@@ -68,7 +68,7 @@ class RelayProcess:
         with self._news:
             return sum(heard == point for heard, _ in self._heard)
 
-    def wait_for(self, point: str, times: int = 1, *, within: float = 30.0) -> None:
+    def wait_for(self, point: str, times: int = 1, *, within: float = 90.0) -> None:
         """Until it has announced `point` so many times."""
         with self._news:
             reached = self._news.wait_for(
@@ -76,14 +76,14 @@ class RelayProcess:
             )
         assert reached, f"{point} not reached {times} times within {within} s\n{self.log[-3000:]}"
 
-    def wait(self, within: float = 20.0) -> int:
+    def wait(self, within: float = 60.0) -> int:
         """Its exit code; minus the signal that killed it."""
         try:
             return self._process.wait(within)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"still running after {within} s\n{self.log[-3000:]}") from None
 
-    def wait_frozen(self, within: float = 30.0) -> None:
+    def wait_frozen(self, within: float = 90.0) -> None:
         """Until it has stopped itself."""
         end = time.monotonic() + within
         while Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
@@ -93,7 +93,7 @@ class RelayProcess:
     def send(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
-    def stop(self, within: float = 20.0) -> int:
+    def stop(self, within: float = 60.0) -> int:
         """End it cleanly; its exit code."""
         self.send(signal.SIGTERM)
         return self.wait(within)

@@ -73,11 +73,11 @@ class Scene:
             "SELECT id::text, aggregateid FROM outbox_event ORDER BY position"
         ).fetchall()
 
-    def wait_until_through(self, within: float = 30.0) -> None:
+    def wait_until_through(self, within: float = 90.0) -> None:
         """Until every event is acknowledged and that is written down."""
         self.wait(THROUGH, within=within)
 
-    def wait(self, condition: str, *, within: float = 20.0) -> None:
+    def wait(self, condition: str, *, within: float = 60.0) -> None:
         """Until the query says true."""
         until(lambda: self.value(condition) is True, within, lambda: f"{condition}\n{self.shard()}")
 

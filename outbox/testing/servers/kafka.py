@@ -51,10 +51,18 @@ class KafkaServer:
         return self._admin
 
     def create_topic(self, name: str, partitions: int = 6, **config: str) -> str:
-        """Create topic `name`, a leader for each partition included; underscores in `config` are dots."""
+        """Create topic `name`, a leader for each partition included; underscores in `config` are dots.
+
+        One that is there already is taken for this one's: a busy broker's answer comes too late for the
+        client, which asks again.
+        """
         changes = {key.replace("_", "."): value for key, value in config.items()}
         topic = NewTopic(name, num_partitions=partitions, replication_factor=-1, config=changes)
-        self.admin.create_topics([topic], operation_timeout=20)[name].result(30)
+        try:
+            self.admin.create_topics([topic], operation_timeout=20)[name].result(30)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise
         self._await(name, lambda p: p.leader >= 0, "a leader for each partition", 20)
         return name
 

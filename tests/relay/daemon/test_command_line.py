@@ -260,7 +260,7 @@ def test_status_tells_who_carries_how_far_and_what_is_wrong(scene: Scene, start:
     document = json.loads(idle.stdout)
     assert document["shards"][0]["pending"] == 3
     assert document["alarms"] == ["shard 0 is carried by no relay"]
-    relay = start(lease="3")
+    relay = start(lease="30")
     scene.wait_until_through()
     scene.wait("SELECT state->>'state' = 'carrying' FROM outbox_relay", within=30)
     busy = outbox_relay("status", "--json", DATABASE_URL=scene.database)
