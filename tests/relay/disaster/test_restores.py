@@ -131,7 +131,7 @@ def test_numbers_that_only_count_would_hide_the_new_events(
         counting = getattr(progress, name).replace(progress._NEXT_DELTA, "delta + 1")
         monkeypatch.setattr(progress, name, counting)
     here = install(alone)
-    before, after = set_back(alone, here, broker)
+    _, after = set_back(alone, here, broker)
     here.publish(broker)
     marks = [found.seq.mark for found in broker.log]
     assert {found.id for found in broker.log[-len(after) :]} == set(after)
