@@ -7,6 +7,8 @@ often it is read.
 
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import takewhile
+from operator import itemgetter
 from typing import Any
 
 import psycopg
@@ -15,7 +17,7 @@ from outbox.storage.bucket import OF_EVERY_BUCKET, of_buckets
 from relay import row
 from relay.database import Connection, OutcomeUnknown, failed
 from relay.progress import Progress
-from relay.row import NAMES, PAYLOAD, POSITION, Row
+from relay.row import MS, NAMES, PAYLOAD, POSITION, Row
 
 _COLUMNS = f"{row.COLUMNS}, xid"
 
@@ -24,6 +26,9 @@ _COLUMNS = f"{row.COLUMNS}, xid"
 # without any connection breaking (a pooler moves sessions). Primary key of outbox_shard, 0.02 ms a chunk.
 _PLAN_IS_HERE = """EXISTS (SELECT FROM outbox_shard
     WHERE shard = %(shard)s AND delta = %(delta)s AND next_xid = %(next_xid)s::xid8)"""
+
+LEFT_OUT = -1
+"""In place of the time of a row whose payload was not fetched; real ones are positive."""
 
 _MARKER = f"SELECT -1::bigint{', NULL' * NAMES.count(',')} WHERE {_PLAN_IS_HERE} UNION ALL"
 
@@ -81,7 +86,22 @@ WHERE before < %(bytes)s ORDER BY position)
 """Further stragglers of a large late transaction, walked by position (index outbox_event_position): sorting
 all of them again for every chunk would be quadratic."""
 
+_WITHOUT_LARGE = row.COLUMNS.replace(
+    " payload,", " CASE WHEN octet_length(payload) <= %(each)s THEN payload END AS payload,"
+).replace("CASE WHEN isfinite", f"CASE WHEN octet_length(payload) > %(each)s THEN {LEFT_OUT} WHEN isfinite")
+
 CHUNK = f"""
+{_MARKER}
+(SELECT {_WITHOUT_LARGE} FROM outbox_event
+ WHERE position > %(low)s AND position <= %(next_floor)s
+   AND pg_visible_in_snapshot(xid, %(next)s::pg_snapshot) {OF_EVERY_BUCKET}
+ ORDER BY position LIMIT %(limit)s)
+"""
+"""Rows above `done`'s floor, by index outbox_event_position, without payloads above the even share of a
+chunk's bytes: so it is bounded without adding up, which costs the server 0.08 s more in 100,000. A row with a
+position above the floor cannot have been visible to `done`, so only `next` is asked."""
+
+LARGE_CHUNK = f"""
 {_MARKER}
 (SELECT {NAMES} FROM (
   SELECT *, {_BEFORE} FROM (
@@ -93,8 +113,7 @@ CHUNK = f"""
 ) bounded
 WHERE before < %(bytes)s ORDER BY position)
 """
-"""Rows above `done`'s floor, by index outbox_event_position. A row with a position above the floor cannot
-have been visible to `done`, so only `next` is asked."""
+"""The same where large payloads are: whole, and no more than fit."""
 
 
 class DeltaReader:
@@ -132,6 +151,7 @@ class DeltaReader:
             "delta": state.delta,
             "limit": self._rows,
             "bytes": self._bytes,
+            "each": self._bytes // self._rows,
             "low": state.low,
         }
         if state.buckets is not None:
@@ -139,7 +159,7 @@ class DeltaReader:
         if state.low < state.done_floor:
             yield from self._stragglers(bound)
         bound["low"] = max(bound["low"], state.done_floor)
-        yield from self._walk(CHUNK, bound, state.next_floor)
+        yield from self._fresh(bound, state.next_floor)
 
     def _stragglers(self, bound: dict[str, Any]) -> Iterator[list[Row]]:
         few = self._fetch(FEW_STRAGGLERS, bound)
@@ -151,6 +171,23 @@ class DeltaReader:
         yield few
         if more:
             yield from self._walk(MANY_STRAGGLERS, bound | {"last": last}, last)
+
+    def _fresh(self, bound: dict[str, Any], last: int) -> Iterator[list[Row]]:
+        """Chunks of small rows while there are such, else bounded as they are read."""
+        low, more, large = bound["low"], True, False
+        while more and low < last:
+            if large:
+                chunk = self._fetch(LARGE_CHUNK, bound | {"low": low})
+                more = self._cut(chunk)
+                large = any(len(r[PAYLOAD] or b"") > bound["each"] for r in chunk)
+            else:
+                found = self._fetch(CHUNK, bound | {"low": low})
+                large = LEFT_OUT in map(_MS, found)
+                chunk = [*takewhile(_is_whole, found)] if large else found
+                more = large or len(found) >= self._rows
+            if chunk:
+                low = chunk[-1][POSITION]
+                yield chunk
 
     def _walk(self, statement: str, bound: dict[str, Any], last: int) -> Iterator[list[Row]]:
         low, more = bound["low"], True
@@ -173,3 +210,10 @@ class DeltaReader:
         if not found or found[0][POSITION] != -1:
             raise OutcomeUnknown("this server does not hold the plan whose rows were asked for")
         return found[1:]
+
+
+_MS = itemgetter(MS)
+
+
+def _is_whole(found: Row) -> bool:
+    return found[MS] != LEFT_OUT

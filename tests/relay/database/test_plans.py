@@ -50,6 +50,7 @@ class Filled:
             "low": 0,
             "last": self.state.done_floor,
             "limit": 2_000,
+            "each": 2_000,
             "bytes": 4_194_304,
         }
         return lambda: self.half.reader._fetch(statement, bound | changed)
@@ -146,13 +147,19 @@ def test_many_stragglers_walk_no_further_than_the_last(filled: Filled) -> None:
     on_its_indexes(plan_of(filled.half.reading, walk))
 
 
-def test_a_chunk(filled: Filled) -> None:
-    on_its_indexes(plan_of(filled.half.reading, filled.fetch(reader.CHUNK, low=filled.state.done_floor)))
+CHUNKS = pytest.mark.parametrize("chunk", ["CHUNK", "LARGE_CHUNK"])
 
 
+@CHUNKS
+def test_a_chunk(filled: Filled, chunk: str) -> None:
+    read = filled.fetch(getattr(reader, chunk), low=filled.state.done_floor)
+    on_its_indexes(plan_of(filled.half.reading, read))
+
+
+@CHUNKS
 @pytest.mark.parametrize("low", [0, 60_000, 100_000])
-def test_a_chunk_of_a_backlog_reads_no_more_than_it_returns(filled: Filled, low: int) -> None:
-    read = filled.fetch(reader.CHUNK, low=low, next_floor=OTHERS, limit=500)
+def test_a_chunk_of_a_backlog_reads_no_more_than_it_returns(filled: Filled, low: int, chunk: str) -> None:
+    read = filled.fetch(getattr(reader, chunk), low=low, next_floor=OTHERS, limit=500)
     plan = plan_of(filled.half.reading, read)
     assert plan.kinds("outbox_event") <= INDEXED, plan
     scanned = sum(n["Actual Rows"] for n in plan.nodes() if n["Node Type"] in INDEXED)

@@ -11,7 +11,7 @@ from relay import reader
 from relay.database import OutcomeUnknown
 from relay.look import INLINE_BYTES
 from relay.progress import Progress
-from relay.row import KEY, PAYLOAD, POSITION, TOPIC, Row
+from relay.row import KEY, MS, PAYLOAD, POSITION, TOPIC, Row
 from tests.relay.conftest import Connect
 from tests.relay.database.half import Half, Session, ids, write
 
@@ -68,10 +68,25 @@ def test_a_row_without_payload_does_not_slip_in_ahead_of_one_left_out(
     expected = written()
     assert half.planned(plan(half)) == expected
     unknown = "- octet_length(payload) AS before"
-    naive = reader.CHUNK.replace("- coalesce(octet_length(payload), 0) AS before", unknown)
-    monkeypatch.setattr(reader, "CHUNK", naive.replace("WHERE before <", "WHERE coalesce(before, 0) <"))
+    naive = reader.LARGE_CHUNK.replace("- coalesce(octet_length(payload), 0) AS before", unknown)
+    monkeypatch.setattr(reader, "LARGE_CHUNK", naive.replace("WHERE before <", "WHERE coalesce(before, 0) <"))
     expected = written()
     assert half.planned(plan(half)) != expected, "the third large row is lost behind the tombstone"
+
+
+def test_large_rows_among_small_ones_come_whole_in_order_and_bounded(own: Own, writer: Session) -> None:
+    half = own(rows=10, bytes_=1_000)
+    sizes = [50, 100, 101, 0, 5_000, *[100] * 25, 400, 700, None, 5_000, *[1] * 12, 101]
+    written = []
+    for size in sizes:
+        written += write(writer, payload=None if size is None else b"x" * size)
+    chunks = half.chunks(plan(half))
+    assert ids(flat(chunks)) == written
+    assert [None if r[PAYLOAD] is None else len(r[PAYLOAD]) for r in flat(chunks)] == sizes
+    assert all(r[MS] > 0 for r in flat(chunks))
+    for chunk in chunks:
+        assert len(chunk) <= 10
+        assert sum(len(r[PAYLOAD] or b"") for r in chunk[:-1]) < 1_000
 
 
 def test_what_is_acknowledged_is_not_read_again(half: Half, writer: Session) -> None:

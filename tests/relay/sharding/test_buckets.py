@@ -61,7 +61,10 @@ def test_one_shard_asks_for_no_bucket(half: Half, writer: Session, monkeypatch: 
     state = half.row.claim()
     found = half.looker.look(state.done)
     assert ids(found.rows) == written == half.planned(half.row.plan(state, found))
-    assert "hashtext" not in look.LOOK + reader.CHUNK + reader.FEW_STRAGGLERS + reader.MANY_STRAGGLERS
+    assert (
+        "hashtext"
+        not in look.LOOK + reader.CHUNK + reader.LARGE_CHUNK + reader.FEW_STRAGGLERS + reader.MANY_STRAGGLERS
+    )
 
 
 def test_an_idle_shard_beside_a_busy_one_moves_its_own_start_and_nobody_elses(
@@ -111,10 +114,10 @@ def test_the_look_of_one_shard_of_several_stays_on_its_indexes(filled: Filled) -
     on_its_indexes(plan_of(half.connection, lambda: looker.look(filled.state.done)))
 
 
-@pytest.mark.parametrize("name", ["FEW_STRAGGLERS", "LAST_STRAGGLER", "CHUNK"])
+@pytest.mark.parametrize("name", ["FEW_STRAGGLERS", "LAST_STRAGGLER", "CHUNK", "LARGE_CHUNK"])
 def test_a_chunk_of_one_shard_of_several_stays_on_its_indexes(filled: Filled, name: str) -> None:
     fetch = filled.fetch(
-        getattr(reader, name), **PARTS, low=filled.state.done_floor if name == "CHUNK" else 0
+        getattr(reader, name), **PARTS, low=filled.state.done_floor if "CHUNK" in name else 0
     )
     on_its_indexes(plan_of(filled.half.reading, fetch))
 
