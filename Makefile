@@ -35,6 +35,10 @@ test-sqlalchemy20: requirements.lock ## run the writing side's tests on the olde
 	@.venv.sqlalchemy20/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation --editable .
 	@.venv.sqlalchemy20/bin/python -m pytest tests/write tests/storage $(ARGS)
 
+.PHONY: disasters
+disasters: $(STAMP) ## fail a pair of PostgreSQL servers over under load, again and again, and judge what arrived
+	@$(BIN)/python -m tests.relay.disaster.campaign $(ARGS)
+
 .PHONY: test-postgres
 test-postgres: $(STAMP) ## run the database's tests on PostgreSQL VERSION=14 (to 18), fetched once
 	@programs=$$($(BIN)/python -m outbox.testing.servers.postgres_versions "$(VERSION)") && \

@@ -42,7 +42,7 @@ SELECT (SELECT sum(hi - lo + 1) IS DISTINCT FROM 256 FROM outbox_shard)
     + """
   OR EXISTS (
     SELECT FROM {leaf} e
-    WHERE e.xid >= (SELECT min(pg_snapshot_xmin(done)) FROM outbox_shard)
+    WHERE e.xid >= (SELECT pg_snapshot_xmin(done) FROM outbox_shard ORDER BY 1 LIMIT 1)
       AND NOT EXISTS (
         SELECT FROM outbox_shard s
         WHERE coalesce(hashtextextended(e.aggregateid, 0) & 255, 0) BETWEEN s.lo AND s.hi

@@ -3,17 +3,19 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import psycopg
 import pytest
 
 from outbox.errors import ConfigurationError
 from outbox.storage.roles import Roles, statements
-from outbox.testing.servers import postgres_copies, start_postgres
+from outbox.testing.servers import KafkaServer, postgres_copies, start_postgres
 from outbox.testing.servers.postgres import OwnPostgres
 from relay.shard import Shard
 from tests.relay.database.half import drain, shard
 from tests.relay.database.memory_broker import MemoryBroker
+from tests.relay.disaster import campaign
 from tests.relay.disaster.conftest import Install
 from tests.relay.disaster.pair import NAME, Pair
 from tests.relay.scene import until
@@ -193,3 +195,13 @@ def test_the_right_to_see_standbys_is_asked_for_by_name(pair: Pair, broker: Memo
         with pytest.raises(ConfigurationError, match="may not read pg_stat_replication"):
             drain(relay)
         relay.let_go()
+
+
+@pytest.mark.parametrize("kind", campaign.KINDS[:2], ids=str)
+def test_a_fail_over_under_writers_with_a_real_kafka(
+    kafka: KafkaServer, tmp_path: Path, kind: campaign.Kind
+) -> None:
+    """The short form of `python -m tests.relay.disaster.campaign`."""
+    verdict = campaign.play(kind, kafka, tmp_path / "relay.log", events=60)
+    assert verdict.complaints == []
+    assert verdict.known > 100
