@@ -8,6 +8,7 @@ from typing import Any
 import relay.database
 import relay.lease
 import relay.outgoing
+import relay.producers
 import relay.producers.sequenced
 import relay.producers.session
 import relay.progress
@@ -85,14 +86,22 @@ def leaves_without_a_word() -> None:
     relay.tenure.LOW_EVERY = 60.0
 
 
-def records_blindly() -> None:
-    """A change of mode writes its first record without asking whether the row is still ours."""
+def believes_its_claim() -> None:
+    """Takes the row as it was claimed, however long ago, instead of reading it behind the fence."""
     relay.progress.ShardRow.read_again = lambda self, state: state  # type: ignore[method-assign]
 
 
-def asks_the_row_first() -> None:
-    """A take-over believes the row as it was claimed, however long ago."""
-    relay.progress.ShardRow.read_again = lambda self, state: state  # type: ignore[method-assign]
+def thinks_it_is_sequenced() -> None:
+    """Its mode stands in its configuration."""
+    for name in ("_ROW", "CLAIM", "PLAN", "CONFIRM_AND_PLAN", "CONFIRM", "MARK_LOW"):
+        statement = getattr(relay.progress, name).replace("low, mode,", "low, 'sequenced' AS mode,")
+        setattr(relay.progress, name, statement)
+    relay.takeover.WHO = relay.takeover.WHO.replace("s.mode", "'sequenced'")
+
+
+def records_nothing() -> None:
+    """A change of mode writes no first progress record."""
+    relay.producers.TransactionalProducer.begin = lambda *_: None  # type: ignore[method-assign]
 
 
 SABOTAGE = {
@@ -106,8 +115,9 @@ SABOTAGE = {
         sleepwalks,
         stops_when_fenced,
         leaves_without_a_word,
-        records_blindly,
-        asks_the_row_first,
+        believes_its_claim,
+        thinks_it_is_sequenced,
+        records_nothing,
     )
 }
 

@@ -89,7 +89,7 @@ def test_the_test_finds_out_a_change_that_writes_its_record_without_asking_the_r
 ) -> None:
     scene.transactional()
     scene.write(300)
-    zombie = start(strike="relay.fencing 1 STOP", sabotage="sleepwalks,stops_when_fenced,records_blindly")
+    zombie = start(strike="relay.fencing 1 STOP", sabotage="sleepwalks,stops_when_fenced,believes_its_claim")
     zombie.wait_frozen()
     second = start(strike="relay.acknowledged 4 STOP", sabotage="leaves_without_a_word")
     second.wait_frozen()
