@@ -15,9 +15,14 @@ Seen = list[tuple[int, int, str]]
 _LINE = re.compile(r"Partition:(\d+)\tOffset:(\d+)\t.*?\bid:([0-9a-f-]{36})")
 
 
-def java(bootstrap: str, topic: str) -> Seen:
-    """Kafka's own console consumer; it ends when nothing came for two seconds."""
-    options = {"isolation-level": "read_committed", "timeout-ms": "2000", "topic": topic}
+def java(bootstrap: str, topic: str, count: int) -> Seen:
+    """The first `count` records that Kafka's own console consumer sees."""
+    options = {
+        "isolation-level": "read_committed",
+        "max-messages": str(count),
+        "timeout-ms": "30000",
+        "topic": topic,
+    }
     shown = ("print.headers=true", "print.partition=true", "print.offset=true", "print.value=false")
     done = subprocess.run(
         jvm.command(
