@@ -36,7 +36,11 @@ ADOPT_IDENTITY = "UPDATE outbox_identity SET kafka_cluster_id = %(cluster)s"
 FORGET_TOPICS = "DELETE FROM outbox_topic"
 """Partition counts of the old cluster."""
 
-NEXT_GENERATION = "UPDATE outbox_shard SET generation = generation + 1, epoch = epoch + 1"
+NEXT_GENERATION = """
+UPDATE outbox_shard SET generation = generation + 1, epoch = epoch + 1,
+    wanted_mode = CASE mode WHEN 'transactional' THEN mode ELSE wanted_mode END
+"""
+"""The other cluster knows nothing of a transactional shard yet: it begins its records there from its row."""
 
 BEGIN_ANEW = """
 UPDATE consumer_offset

@@ -28,6 +28,9 @@ ROW = Progress(
     low=120,
     mode=TRANSACTIONAL,
     wanted_mode=None,
+    lo=0,
+    hi=255,
+    frozen=False,
 )
 IDLE = replace(ROW, next=None, next_floor=None, next_xid=None, low=0)
 FRESH = replace(IDLE, delta=0, mode=SEQUENCED)

@@ -186,6 +186,7 @@ def test_on_a_compacted_topic_a_zombies_late_record_stays_in_mode_sequenced_only
     sabotage = "sleepwalks,stops_when_fenced,leaves_without_a_word"
     zombie = start(strike="relay.sending 6 STOP", sabotage=sabotage, compacted_topics="allow")
     zombie.wait_frozen()
+    scene.write(50, keys=1)
     successor = start(compacted_topics="allow")
     scene.wait_until_through()
     taken = zombie.count("relay.taken_over")
