@@ -1,10 +1,11 @@
 """Everything at once for some seconds: writers of every kind, relays killed and frozen, servers failing."""
 
 import contextlib
+import os
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from signal import SIGCONT, SIGKILL, SIGSTOP
 
 import psycopg
@@ -16,9 +17,12 @@ from tests.relay.conftest import StartRelay
 from tests.relay.process import RelayProcess
 from tests.relay.scene import Scene, Session
 
-SEED = 20
-SECONDS = 10.0
+SEED = int(os.environ.get("RELAY_TORTURE_SEED", "20"))
+SECONDS = float(os.environ.get("RELAY_TORTURE_SECONDS", "10"))
+"""Longer: RELAY_TORTURE_SECONDS=600 RELAY_TORTURE_SEED=7 pytest tests/relay/kafka/test_torture.py"""
 KEYS = 12
+
+Judge = Callable[[Sequence[wire.Arrived], Sequence[tuple[str, str | None]]], list[str]]
 
 COUNT = "UPDATE counter SET n = n + 1 WHERE key = %s RETURNING n"
 EMIT = """
@@ -152,10 +156,19 @@ class Trouble:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(150 + SECONDS)
+@pytest.mark.parametrize(
+    ("mode", "judge"), [("sequenced", wire.complaints), ("transactional", wire.plain_complaints)]
+)
 def test_whatever_fails_nothing_is_lost_invented_or_overtaken(
-    scene: Scene, start: StartRelay, broker: KafkaBroker
+    scene: Scene, start: StartRelay, broker: KafkaBroker, mode: str, judge: Judge
 ) -> None:
+    """In mode transactional also to a reader without marks."""
+    if mode == "transactional":
+        scene.transactional()
+        first = start()
+        scene.wait("SELECT mode = 'transactional' FROM outbox_shard")
+        assert first.stop() == 0
     scene.session.execute("CREATE TABLE counter (key text PRIMARY KEY, n bigint NOT NULL)")
     scene.session.execute(
         f"INSERT INTO counter SELECT 'k' || k, 0 FROM generate_series(0, {KEYS}) k".encode()
@@ -164,7 +177,8 @@ def test_whatever_fails_nothing_is_lost_invented_or_overtaken(
     writers = [Writer(scene, seed, until) for seed in range(SEED, SEED + 4)]
     for writer in writers:
         writer.start()
-    trouble = Trouble(scene, broker, lambda: start(look_rows="20", chunk_rows="7"), SEED)
+    rows = {"look_rows": "20", "chunk_rows": "7", "transaction_rows": "7"}
+    trouble = Trouble(scene, broker, lambda: start(**rows), SEED)
     trouble.go_on(until)
     for writer in writers:
         writer.join(30)
@@ -172,6 +186,6 @@ def test_whatever_fails_nothing_is_lost_invented_or_overtaken(
     scene.wait_until_through(60)
     committed = scene.session.execute(COMMITTED).fetchall()
     records = scene.arrived()
-    assert wire.complaints(records, committed) == [], trouble.done
+    assert judge(records, committed) == [], trouble.done
     assert len(committed) > 200
     assert len(trouble.done) > 5
