@@ -51,9 +51,21 @@ SELECT setval('outbox_event_position_seq', greatest(
 """
 """A logical copy leaves the sequence behind. Not undone by a rollback, which is harmless."""
 
-RAISE_SCHEDULED = """
-SELECT setval('outbox_scheduled_seq_seq', greatest(
-    1, (SELECT max(seq) FROM outbox_scheduled), (SELECT last_value FROM outbox_scheduled_seq_seq)))
+NUMBERED = """
+SELECT s.oid::regclass::text, t.oid::regclass::text, a.attname
+FROM pg_class s
+JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = s.oid
+    AND d.refclassid = 'pg_class'::regclass AND d.deptype = 'i'
+JOIN pg_class t ON t.oid = d.refobjid
+JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = d.refobjsubid
+WHERE s.relkind = 'S' AND starts_with(t.relname, 'outbox_')
+  AND t.relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = 'outbox_shard'::regclass)
+"""
+"""The sequences of our own identity columns."""
+
+RAISE = """
+SELECT setval('{sequence}', greatest(
+    1, (SELECT max({column}) FROM {table}), (SELECT last_value FROM {sequence})))
 """
 
 _PENDING = """
@@ -259,7 +271,9 @@ class Rebase:
         columns = ", ".join(quote(name) for (name,) in names)
         database.execute(connection, CANCEL_RESHARD)
         database.execute(connection, RAISE_POSITIONS)
-        database.execute(connection, RAISE_SCHEDULED)
+        for sequence, table, column in database.execute(connection, NUMBERED).fetchall():
+            raising = RAISE.format(sequence=sequence, table=table, column=quote(column))
+            database.execute(connection, raising)
         _execute(connection, PUT_ASIDE, "aside", {"since": self._since or "infinity"})
         _execute(connection, EMPTY, "emptied")
         database.execute(connection, KEEP.format(columns=columns))

@@ -309,3 +309,26 @@ def test_what_was_acknowledged_inside_an_open_plan_is_not_sent_again(
         ).fetchall() == [(0,)], "planned, and four of ten known to be in"
     copy = dump_and_restore(source, new)
     assert Rebase(copy.url).survey().pending == len(written) - 4
+
+
+def test_numbers_of_a_logical_copy_go_on_behind_the_copied_ones(
+    old: OwnPostgres, new: OwnPostgres, install: Install, broker: MemoryBroker
+) -> None:
+    """Logical replication copies rows and leaves sequences behind."""
+    source = install(old)
+    written = published_then_pending(source, broker)
+    copy = dump_and_restore(source, new)
+    with copy.session() as session:
+        session.execute(
+            "SELECT setval('outbox_event_position_seq', 1), setval('outbox_scheduled_seq_seq', 1)"
+        )
+        session.execute(
+            "INSERT INTO outbox_scheduled (id, due, seq, aggregatetype, type) OVERRIDING SYSTEM VALUE "
+            "VALUES (gen_random_uuid(), now() + interval '1 day', 50, 'order', 'order.placed.v1')"
+        )
+    Rebase(copy.url).run()
+    copy.publish(broker)
+    with copy.session() as session:
+        found = session.execute("SELECT nextval('outbox_scheduled_seq_seq')").fetchone()
+    assert found == (51,)
+    assert [record.id for record in broker.log] == written
