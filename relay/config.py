@@ -67,6 +67,11 @@ class RelayConfig(BaseSettings):
     database_url: SecretStr = Field(
         description="PostgreSQL that holds the outbox, as a libpq or SQLAlchemy URL"
     )
+    databases: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        repr=False,  # holds passwords
+        description="several databases for one daemon, each by a name: its url, and settings of its own",
+    )
     kafka_bootstrap_servers: str = Field(default="", description="Kafka address, host:port[,host:port]")
     kafka: dict[str, Any] = Field(
         default_factory=dict,
@@ -151,6 +156,37 @@ class RelayConfig(BaseSettings):
         _warn_of_misspelt(cls)
         return config
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_or_several(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or not given.get("databases"):
+            return given
+        if "database_url" in given:
+            raise ValueError("give either database_url or [databases.NAME] sections, not both")
+        first = next(iter(given["databases"].values()))
+        return {**given, "database_url": first.get("url", "") if isinstance(first, dict) else ""}
+
+    @field_validator("databases")
+    @classmethod
+    def _sections(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for name, section in value.items():
+            if not section.get("url"):
+                raise ValueError(f"{name} has no url; set OUTBOX_DATABASES__{name.upper()}__URL")
+            if unfit := section.keys() & {"database_url", "databases", "instance", "health_address"}:
+                raise ValueError(f"{name} cannot have {', '.join(sorted(unfit))} of its own")
+        return value
+
+    def each(self) -> dict[str, "RelayConfig"]:
+        """The settings of each database by its name: those of all, and its section's on top.
+
+        Raises ConfigurationError naming the section that cannot work.
+        """
+        common = {name: getattr(self, name) for name in self.model_fields_set - _OF_THE_DAEMON}
+        return {
+            name: _section(name, {**common, "instance": self.instance}, section)
+            for name, section in self.databases.items()
+        }
+
     @field_validator("database_url")
     @classmethod
     def _url(cls, value: SecretStr) -> SecretStr:
@@ -223,6 +259,34 @@ class RelayConfig(BaseSettings):
         if not self.kafka_bootstrap_servers:
             return dict(self.kafka)
         return {**self.kafka, "bootstrap.servers": self.kafka_bootstrap_servers}
+
+
+_OF_THE_DAEMON = frozenset({"databases", "database_url", "health_address"})
+
+
+class _Section(RelayConfig):
+    """One database's settings: they come from the whole's, not from the environment again."""
+
+    model_config = SettingsConfigDict(toml_file=None)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003
+        init_settings: PydanticBaseSettingsSource,
+        *_: PydanticBaseSettingsSource,
+        **__: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+
+def _section(name: str, common: dict[str, Any], section: dict[str, Any]) -> RelayConfig:
+    own = _with_kafka_named({field: value for field, value in section.items() if field != "url"})
+    kafka = {**common.get("kafka", {}), **own.get("kafka", {})}
+    try:
+        return _Section(**{**common, **own, "kafka": kafka, "database_url": section["url"]})
+    except ValidationError as error:
+        raise ConfigurationError(f"[databases.{name}]: {_explain(error)}") from None
 
 
 def _with_kafka_named(given: dict[str, Any]) -> dict[str, Any]:

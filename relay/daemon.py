@@ -1,16 +1,14 @@
 """Wire the relay's actors together; the only place that knows them all."""
 
 import logging
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 from outbox import hooks
-from outbox.errors import OutboxError
+from outbox.errors import ConfigurationError, OutboxError
 from relay import loop
 from relay.backlog import Backlog
 from relay.carrier import Carrier
@@ -51,6 +49,10 @@ class Relay:
     """
 
     def __init__(self, config: RelayConfig) -> None:
+        if config.databases:
+            raise ConfigurationError(
+                "a Relay carries one database, the settings name several; use Relays, or give database_url"
+            )
         self._config = config
         self._bell = loop.Bell()
         self._news = loop.Bell()
@@ -126,7 +128,7 @@ class Relay:
         log.info("relay %s: database %s", self._config.instance, Database(self._config.url))
         self._threads = True
         bells = [loop.Bell() for _ in range(3)]
-        with _stopped_by_signals(self), self._healthy(), self._rung():
+        with loop.stopped_by_signals(self.stop), self._healthy(), self._rung():
             beside = [
                 self._beside("ring", self._turn_ring, bells[0]),
                 self._beside("mover", self._move, bells[1]),
@@ -295,21 +297,3 @@ class Relay:
         if moved.count:
             self.ring()
         return moved.rest
-
-
-@contextmanager
-def _stopped_by_signals(relay: Relay) -> Iterator[None]:
-    """SIGTERM and SIGINT end the relay cleanly; elsewhere than in the main thread they are not ours."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        relay.stop()
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,9 +1,13 @@
 """Looping, sleeping, complaining and stopping: here and nowhere else."""
 
 import logging
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from queue import Empty, SimpleQueue
+from types import FrameType
 
 REPEAT_COMPLAINT = 30.0
 
@@ -48,6 +52,24 @@ def run(work: Callable[[], float], bell: Bell) -> None:
     """Repeat `work`, which returns how many seconds it may rest, until the bell says stop."""
     while not bell.stopping:
         bell.sleep(work())
+
+
+@contextmanager
+def stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
+    """SIGTERM and SIGINT end what runs inside; elsewhere than in the main thread they are not ours."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        stop()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Complaint:

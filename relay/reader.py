@@ -116,6 +116,10 @@ WHERE before < %(bytes)s ORDER BY position)
 """The same where large payloads are: whole, and no more than fit."""
 
 
+class PlanMissing(OutcomeUnknown):
+    """The server that was asked has not got the plan, or has it no more."""
+
+
 class DeltaReader:
     """Reads deltas on its own connection. `rows` and `bytes_` bound one chunk (payload bytes)."""
 
@@ -208,7 +212,7 @@ class DeltaReader:
         except psycopg.Error as error:
             raise failed(error) from error
         if not found or found[0][POSITION] != -1:
-            raise OutcomeUnknown("this server does not hold the plan whose rows were asked for")
+            raise PlanMissing("this server does not hold the plan whose rows were asked for")
         return found[1:]
 
 

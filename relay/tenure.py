@@ -15,7 +15,7 @@ from relay.look import Look, Looker
 from relay.outgoing import Outgoing, page
 from relay.producers import Producer, TopicRefused
 from relay.progress import Frozen, Progress, ShardRow
-from relay.reader import DeltaReader
+from relay.reader import DeltaReader, PlanMissing
 from relay.reshard import Ending
 from relay.row import Row
 from relay.standby import Standbys
@@ -180,6 +180,19 @@ class Tenure:
         if self._standbys is not None:
             self._standbys.wait(self.state)
         outgoing = Outgoing(self._topics, self.state, pages, self._supervision.stopping)
+        try:
+            published = self._deliver(outgoing)
+        except PlanMissing:
+            self._row.read(self.state)  # Fenced or Resharded, if that is why
+            raise
+        if outgoing.stopped_by is not None:
+            self._stand_before(outgoing.stopped_by)
+            raise outgoing.stopped_by
+        self._sent = outgoing.complete
+        return published
+
+    def _deliver(self, outgoing: Outgoing) -> int:
+        """Rows acknowledged until the delta ends, or the sending stops."""
         published = 0
         marked_at = time.monotonic()
         with closing(outgoing.chunks()) as chunks:
@@ -195,10 +208,6 @@ class Tenure:
                 rows = outgoing.arrived(low)
                 self._supervision.heard(rows)
                 published += rows
-        if outgoing.stopped_by is not None:
-            self._stand_before(outgoing.stopped_by)
-            raise outgoing.stopped_by
-        self._sent = outgoing.complete
         return published
 
     def _stand_before(self, stop: Exception) -> None:

@@ -20,11 +20,12 @@ def run(
 ) -> None:
     """Publish committed events until SIGTERM.
 
-    Start as many as you like: one carries the shard, the others take over when it is gone. Waits for a
+    Start as many as you like: they share the shards evenly and take over what one of them leaves. Waits for a
     database or broker that is not there yet, and says so.
     """
     from relay.config import RelayConfig
     from relay.daemon import Relay
+    from relay.relays import Relays
 
     settings = RelayConfig.load(
         config,
@@ -32,4 +33,4 @@ def run(
         kafka_bootstrap_servers=kafka_bootstrap_servers,
         instance=instance,
     )
-    Relay(settings).run()
+    (Relays if settings.databases else Relay)(settings).run()

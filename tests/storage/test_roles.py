@@ -266,6 +266,36 @@ def test_the_relay_can_neither_make_nor_change_an_event(cast: Cast) -> None:
     )
 
 
+def test_the_relay_changes_the_number_of_shards_by_functions_that_nobody_else_may_run(cast: Cast) -> None:
+    may(
+        cast.relay,
+        "SELECT outbox_shards_set(3)",
+        "SELECT outbox_shards_cancel()",
+        "SELECT outbox_shards_switch()",
+        "UPDATE outbox_reshard SET upto = NULL, floor = NULL, at_xid = NULL",
+    )
+    for other in (cast.application, cast.consumer, cast.reader):
+        may_not(
+            other,
+            "SELECT outbox_shards_set(3)",
+            "SELECT outbox_shards_cancel()",
+            "SELECT outbox_shards_switch()",
+        )
+    may_not(cast.relay, "UPDATE outbox_reshard SET shards = 2", "DELETE FROM outbox_reshard")
+
+
+def test_nobodys_search_path_misleads_what_runs_with_the_owners_rights(cast: Cast) -> None:
+    with psycopg.connect(cast.relay) as connection:
+        connection.execute("CREATE TEMP TABLE outbox_shard AS SELECT * FROM outbox_shard")
+        connection.execute("SET search_path = pg_temp, public")
+        connection.execute("SELECT public.outbox_shards_set(3)")
+        frozen = connection.execute(
+            "SELECT frozen FROM pg_temp.outbox_shard, public.outbox_reshard"
+        ).fetchall()
+        assert frozen == [(False,)], "the table that the caller made stays as it was"
+        connection.rollback()
+
+
 def test_the_relay_can_neither_make_nor_remove_a_shard(cast: Cast) -> None:
     for table in ("outbox_shard", "outbox_lease"):
         may_not(cast.relay, f"DELETE FROM {table}", f"INSERT INTO {table} (shard) VALUES (1)")

@@ -1,0 +1,124 @@
+"""One daemon carries several databases; what befalls one of them is nothing to the others."""
+
+import json
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+from outbox.errors import ConfigurationError
+from outbox.testing.servers import KafkaServer, PostgresServer
+from outbox.testing.servers.ports import Port
+from relay.config import RelayConfig
+from relay.daemon import Relay
+from tests.conftest import TopicFactory
+from tests.relay.process import RelayProcess
+from tests.relay.scene import Scene, until
+
+
+@pytest.fixture
+def scenes(
+    postgres: PostgresServer, template: str, kafka: KafkaServer, topic: TopicFactory
+) -> Iterator[list[Scene]]:
+    names = [f"outbox_one_of_two_{uuid4().hex[:8]}" for _ in range(2)]
+    opened = [
+        Scene(postgres.database(name, template=template), kafka.bootstrap, topic(f"e{n}"))
+        for n, name in enumerate(names)
+    ]
+    yield opened
+    for scene, name in zip(opened, names, strict=True):
+        scene.session.close()
+        postgres.drop(name)
+
+
+def test_each_database_is_carried_and_one_that_is_broken_harms_no_other(
+    scenes: list[Scene], tmp_path: Path
+) -> None:
+    sound, broken = scenes
+    reserved = Port()
+    port = reserved.number
+    reserved.release()
+    settings = {
+        "OUTBOX_KAFKA_BOOTSTRAP_SERVERS": sound.bootstrap,
+        "OUTBOX_DATABASES__SOUND__URL": sound.database,
+        "OUTBOX_DATABASES__BROKEN__URL": broken.database,
+        "OUTBOX_DATABASES__BROKEN__LEASE": "1",
+        "OUTBOX_HEALTH_ADDRESS": str(port),
+        "OUTBOX_INSTANCE": "both",
+    }
+    with psycopg.connect(broken.database, autocommit=True) as session:
+        session.execute("ALTER TABLE outbox_identity RENAME TO hidden")
+    sound.write(50)
+    with RelayProcess(settings, tmp_path / "relay.log", sabotage="impatient") as relay:
+        sound.wait_until_through(60)
+
+        def told() -> bool:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as page:
+                return b'outbox_relay_alarm{database="broken"} 1' in page.read()
+
+        until(told, 30, lambda: relay.log[-2000:])
+        assert "database broken" in relay.log
+        with psycopg.connect(broken.database, autocommit=True) as session:
+            session.execute("ALTER TABLE hidden RENAME TO outbox_identity")
+        broken.write(50)
+        broken.wait_until_through(60)
+        sound.write(50)
+        sound.wait_until_through(60)
+        assert relay.stop() == 0
+    assert [scene.complaints() for scene in scenes] == [[], []]
+    assert [scene.status("both")["state"] for scene in scenes] == ["stopped", "stopped"]
+
+
+FILE = """
+lease = 7
+[kafka]
+"bootstrap.servers" = "broker:9092"
+[databases.shop]
+url = "postgresql://relay@db1/shop"
+lease = 2
+[databases.stock]
+url = "postgresql://relay@db2/stock"
+kafka = { "linger.ms" = 1 }
+"""
+
+
+def test_a_section_has_the_settings_of_all_and_its_own_on_top(tmp_path: Path) -> None:
+    (tmp_path / "outbox-relay.toml").write_text(FILE)
+    config = RelayConfig.load(tmp_path / "outbox-relay.toml")
+    shop, stock = config.each()["shop"], config.each()["stock"]
+    assert (shop.url, stock.url) == ("postgresql://relay@db1/shop", "postgresql://relay@db2/stock")
+    assert (shop.lease.total_seconds(), stock.lease.total_seconds()) == (2, 7)
+    assert stock.kafka == {"bootstrap.servers": "broker:9092", "linger.ms": 1}
+    assert shop.kafka == {"bootstrap.servers": "broker:9092"}
+    assert shop.instance == stock.instance == config.instance
+    with pytest.raises(ConfigurationError, match="carries one database"):
+        Relay(config)
+
+
+WRONG = {
+    "neither url": ("[databases.shop]\nlease = 2", "shop has no url; set OUTBOX_DATABASES__SHOP__URL"),
+    "both": (f'database_url = "postgresql://db/a"\n{FILE}', "either database_url or"),
+    "a stranger": (
+        FILE + "[databases.more]\nurl = 'postgresql://db/a'\nretries = 2",
+        "databases.more.*retries",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_sections_that_cannot_work_are_named(case: str, tmp_path: Path) -> None:
+    text, said = WRONG[case]
+    file = tmp_path / "outbox-relay.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigurationError, match=f"(?s){said}"):
+        RelayConfig.load(file).each()
+
+
+def test_no_password_of_a_section_is_shown() -> None:
+    config = RelayConfig.load(
+        databases={"shop": {"url": "postgresql://relay:s3cret@db/shop"}}, kafka_bootstrap_servers="b:9092"
+    )
+    assert "s3cret" not in repr(config) + str(config) + json.dumps(str(config.each()))
