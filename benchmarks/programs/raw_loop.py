@@ -56,7 +56,8 @@ def send(producer: Producer, topic: str, connection: psycopg.Connection) -> int:
             headers: Headers = [("id", id_), ("type", type_), ("outbox-seq", stream + b"%d" % position)]
             while True:
                 try:
-                    produce(topic, payload, key, timestamp=ms, headers=headers)
+                    # By position: (…, partition, callback, on_delivery, timestamp, headers).
+                    produce(topic, payload, key, -1, None, None, ms, headers)
                     break
                 except BufferError:
                     producer.poll(0.01)
