@@ -168,7 +168,7 @@ class Relay:
         shard = Shard(
             self._config,
             lease,
-            Kafka(self._config.kafka_properties),
+            Kafka(self._config.kafka_properties, stopping=lambda: bell.stopping),
             stopping=lambda: bell.stopping,
             status=self._report.shard(lease.shard),
             behind=lambda: self._backlog.alarm(lease.shard),

@@ -1,10 +1,13 @@
 """What the brokers say of themselves and their topics, and what the client last complained of."""
 
 import logging
+import math
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient, ConfigEntry, ConfigResource
@@ -14,6 +17,11 @@ from relay.producers.delivery import Interrupted, Target, TopicRefused
 log = logging.getLogger("relay.producer")
 
 METADATA_TIMEOUT = 5.0
+
+HURRIED = 1.0
+"""Seconds that an answer may still take once we are told to stop."""
+
+T = TypeVar("T")
 
 REFUSALS = frozenset(
     {
@@ -71,19 +79,22 @@ class Inquiry:
     """Asks through whatever client a producer has at the moment. `complaints` outlives the clients.
 
     `listen` lets that client report what it complains of, unless records are on their way: whoever sends
-    them has to see their reports.
+    them has to see their reports. `stopping` says when not to wait for answers any more.
     """
 
-    def __init__(self, properties: Mapping[str, Any], *, listen: Callable[[], None]) -> None:
+    def __init__(
+        self, properties: Mapping[str, Any], *, listen: Callable[[], None], stopping: Callable[[], bool]
+    ) -> None:
         self._properties = properties
         self._listen = listen
+        self._stopping = stopping
         self._secret: set[str] = set()
         self.complaints: deque[KafkaError] = deque(maxlen=16)
 
     def metadata(self, client: Producer, topic: str | None) -> Any:
         """Raises Interrupted while no broker answers."""
         try:
-            found = client.list_topics(topic, METADATA_TIMEOUT)
+            found = self._answer(_asked(lambda: client.list_topics(topic, METADATA_TIMEOUT)))
         except KafkaException as error:
             self._listen()
             raise self._silence() from error
@@ -146,7 +157,7 @@ class Inquiry:
 
     def _policy(self, topic: str, answer: Future[dict[str, ConfigEntry]]) -> frozenset[str] | None:
         try:
-            value = answer.result()["cleanup.policy"].value
+            value = self._answer(answer)["cleanup.policy"].value
         except KafkaException as error:
             if error.args[0].code() in UNKNOWN:
                 return None
@@ -177,6 +188,18 @@ class Inquiry:
                     return ALL_DOWN if code == KafkaError._ALL_BROKERS_DOWN else said
         return None
 
+    def _answer(self, future: "Future[T]") -> T:
+        """Waits for it. Raises Interrupted soon after we are told to stop: it may take long to come."""
+        until = math.inf
+        while True:
+            try:
+                return future.result(0.1)
+            except TimeoutError:
+                if self._stopping():
+                    until = min(until, time.monotonic() + HURRIED)
+                if time.monotonic() > until:
+                    raise Interrupted("told to stop while the brokers were asked") from None
+
     def _silence(self) -> Interrupted:
         """An outage, with what the client says of it."""
         reason = self.trouble()
@@ -187,6 +210,20 @@ class Inquiry:
         """A new session begins without the fatal complaints of the last one."""
         for fatal in [complaint for complaint in self.complaints if complaint.fatal()]:
             self.complaints.remove(fatal)
+
+
+def _asked(question: Callable[[], T]) -> "Future[T]":
+    """Ask on a thread that may be left behind: the client's own call cannot be interrupted."""
+    future: Future[T] = Future()
+
+    def ask() -> None:
+        try:
+            future.set_result(question())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=ask, name="outbox-ask", daemon=True).start()
+    return future
 
 
 def explained(error: KafkaError) -> str:

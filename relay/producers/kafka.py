@@ -1,6 +1,6 @@
 """Make the producer of either mode from the same settings."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from relay.producers.delivery import Names
@@ -9,13 +9,16 @@ from relay.producers.transactional import TransactionalProducer
 
 
 class Kafka:
-    """`properties`: librdkafka's own, as `[kafka]` gives them."""
+    """`properties`: librdkafka's own, as `[kafka]` gives them. `stopping`: when not to wait for answers."""
 
-    def __init__(self, properties: Mapping[str, Any]) -> None:
+    def __init__(
+        self, properties: Mapping[str, Any], *, stopping: Callable[[], bool] = lambda: False
+    ) -> None:
         self._properties = properties
+        self._stopping = stopping
 
     def sequenced(self) -> SequencedProducer:
-        return SequencedProducer(self._properties)
+        return SequencedProducer(self._properties, stopping=self._stopping)
 
     def transactional(self, names: Names) -> TransactionalProducer:
-        return TransactionalProducer(self._properties, names)
+        return TransactionalProducer(self._properties, names, stopping=self._stopping)

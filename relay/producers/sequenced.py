@@ -26,9 +26,11 @@ STALLED_AFTER = 15.0
 class SequencedProducer:
     """Producer of mode `sequenced`. `properties` are librdkafka's own; what breaks a guarantee is refused."""
 
-    def __init__(self, properties: Mapping[str, Any]) -> None:
+    def __init__(
+        self, properties: Mapping[str, Any], *, stopping: Callable[[], bool] = lambda: False
+    ) -> None:
         self._properties = checked(properties)
-        self._inquiry = Inquiry(self._properties, listen=self._listen)
+        self._inquiry = Inquiry(self._properties, listen=self._listen, stopping=stopping)
         self._session: Session | None = None
         self._careful_to = -1
 

@@ -41,9 +41,15 @@ class _Doubt:
 class TransactionalProducer:
     """Producer of mode `transactional`. `properties` are librdkafka's own; `names` are the shard's."""
 
-    def __init__(self, properties: Mapping[str, Any], names: Names) -> None:
+    def __init__(
+        self,
+        properties: Mapping[str, Any],
+        names: Names,
+        *,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._properties = transactional(properties)
-        self._inquiry = Inquiry(self._properties, listen=self._listen)
+        self._inquiry = Inquiry(self._properties, listen=self._listen, stopping=stopping)
         self.names = names
         self._ledger = Ledger(self._properties, self._inquiry, topic=names.progress_topic, shard=names.shard)
         self._ids = [f"{names.transactional_id}.{n}" for n in range(LINES)]
