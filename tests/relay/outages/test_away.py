@@ -13,7 +13,7 @@ from tests.relay import wire
 from tests.relay.conftest import StartRelay
 from tests.relay.outages.strain import Strain, resident
 from tests.relay.process import RelayProcess
-from tests.relay.scene import Scene, until
+from tests.relay.scene import THROUGH, Scene, until
 
 AWAY = 12.0
 """Seconds of an outage in the suite; `python -m tests.relay.outages` takes as many as it is told."""
@@ -125,6 +125,7 @@ def test_a_database_that_is_away_is_waited_out_at_rest(
             server.start()
             with Scene(url, kafka.bootstrap, scene.topic) as again:
                 again.write(500)
+                until(lambda: again.value(THROUGH) is True, 60, lambda: relay.log[-3000:])
                 through(again, relay)
 
 
