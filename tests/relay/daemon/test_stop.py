@@ -48,6 +48,7 @@ def test_the_test_finds_out_a_relay_that_leaves_without_a_word(scene: Scene, sta
 def test_a_frozen_broker_holds_nobody_longer_than_the_time_to_stop(scene: Scene, start: StartRelay) -> None:
     with start_mock_kafka() as mock:
         scene.settings["OUTBOX_KAFKA_BOOTSTRAP_SERVERS"] = mock.bootstrap
+        scene.settings["OUTBOX_COMPACTED_TOPICS"] = "allow"  # the mock cannot be asked
         mock.create_topic(scene.topic, 6)
         carrier = start(lease="30", stop_timeout="1")
         carrier.wait_for("relay.claimed")

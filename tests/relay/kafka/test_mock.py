@@ -8,6 +8,7 @@ from tests.relay.scene import Scene
 def test_a_mock_cluster_gets_every_event_in_order(scene: Scene, start: StartRelay) -> None:
     with start_mock_kafka() as mock:
         scene.settings["OUTBOX_KAFKA_BOOTSTRAP_SERVERS"] = scene.bootstrap = mock.bootstrap
+        scene.settings["OUTBOX_COMPACTED_TOPICS"] = "allow"  # the mock cannot be asked
         mock.create_topic(scene.topic, 6)
         scene.write(300)
         assert start(strike="relay.acknowledged 3 KILL").wait() == -9
