@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 
 from outbox.errors import EventRejected
-from outbox.record import RESERVED_HEADERS
+from outbox.record import REPLAY, RESERVED_HEADERS
 
 MAX_RECORD_BYTES = 1_000_000
 """Key, value and headers of one record. Kafka's default limit for a batch (message.max.bytes) is 1,048,588
@@ -48,7 +48,7 @@ def headers_fault(headers: object) -> str | None:
     for name, value in headers.items():
         if not isinstance(name, str) or not name:
             return f"header name {name!r} is not a non-empty str"
-        if name in RESERVED_HEADERS:
+        if name in RESERVED_HEADERS or name == REPLAY:
             return f"header {name!r} is written by the relay; choose another name"
         if fault := text_fault(name):
             return f"header name {name!r} {fault}"

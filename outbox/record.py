@@ -10,10 +10,25 @@ ID = "id"
 TYPE = "type"
 SEQ = "outbox-seq"
 TRACEPARENT = "traceparent"
+REPLAY = "outbox-replay"
 CONTENT_TYPE = "content-type"
 RESERVED_HEADERS = frozenset({ID, TYPE, SEQ, TRACEPARENT})
 
 JSON = "application/json"
+
+EVERYBODY = "*"
+
+
+def replay(job: int, groups: str) -> str:
+    """The header of a record that is sent again: which job, and for whom (`*`, or groups with commas)."""
+    return f"{job};groups={groups}"
+
+
+@lru_cache(maxsize=64)
+def replayed_for(value: bytes, group: str) -> bool:
+    """Is a replay with this header meant for consumers of `group`? Only a clear no is one."""
+    _, found, groups = value.decode("utf-8", "replace").partition(";groups=")
+    return not found or groups == EVERYBODY or group in groups.split(",")
 
 
 @dataclass(frozen=True, slots=True, order=True)

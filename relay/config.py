@@ -121,6 +121,15 @@ class RelayConfig(BaseSettings):
     standby_patience: Duration = Field(
         default=timedelta(seconds=5), description="silence after which a standby counts as away"
     )
+    missing_topic: Literal["wait", "park"] = Field(
+        default="wait",
+        description="an event whose topic is missing or forbidden to us: wait for it, or set the event aside",
+    )
+    max_parked: int = Field(
+        default=1_000,
+        ge=0,
+        description="keys of a shard that may wait behind a refused event; then the shard halts",
+    )
     stop_timeout: Duration = Field(
         default=timedelta(seconds=10), description="how long SIGTERM waits for acknowledgements"
     )

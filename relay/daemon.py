@@ -14,6 +14,7 @@ from relay.backlog import Backlog
 from relay.carrier import Carrier
 from relay.config import RelayConfig
 from relay.database import Database, name
+from relay.ends import Ends
 from relay.health import Health
 from relay.lease import Lease, Leases
 from relay.metrics import Observed
@@ -70,6 +71,7 @@ class Relay:
         )
         self._carriers: dict[int, Carrier] = {}
         self._ring = Ring(where, retention=config.retention)
+        self._ends = Ends(where, properties=config.kafka_properties)
         self._mover = Mover(where)
         self._backlog = Backlog(where, limit=config.pending_alarm)
         self._chores: tuple[Ring | Mover | Backlog, ...] = (self._ring, self._mover, self._backlog)
@@ -276,10 +278,11 @@ class Relay:
         while not self._ended.sleep(wait):
             log.warning("the database does not answer; its connections are broken off in order to stop")
             shards = [carrier.shard for carrier in tuple(self._carriers.values())]
-            waits: tuple[Shard | Leases | Ring | Mover | Backlog, ...] = (
+            waits: tuple[Shard | Leases | Ring | Ends | Mover | Backlog, ...] = (
                 *shards,
                 self._leases,
                 *self._chores,
+                self._ends,
             )
             for waiting in waits:
                 waiting.break_off()
@@ -288,6 +291,7 @@ class Relay:
     def _turn_ring(self) -> float:
         if self._leases.leads:
             self._ring.run_once()
+            self._ends.run_once()
         return EVERY.total_seconds()
 
     def _move(self) -> float:

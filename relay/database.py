@@ -5,7 +5,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -208,6 +208,19 @@ def execute(
     if connection.warned is not None:
         raise OutcomeUnknown(connection.warned)
     return cursor
+
+
+@contextlib.contextmanager
+def transaction(connection: Connection) -> Iterator[None]:
+    """Several statements of `execute` as one; any failure undoes all, or raises OutcomeUnknown at COMMIT."""
+    try:
+        with connection.transaction():
+            connection.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+            yield
+    except psycopg.Error as error:
+        raise failed(error) from error
+    if connection.warned is not None:
+        raise OutcomeUnknown(connection.warned)
 
 
 _LACKING = (

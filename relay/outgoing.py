@@ -8,34 +8,53 @@ from itertools import takewhile
 
 from outbox import hooks
 from relay import points
+from relay.parking import Parking, Withheld
 from relay.producers import Chunk, Refused, Target, TopicRefused, address
 from relay.progress import Progress
 from relay.row import POSITION, TOPIC, Row
 from relay.topics import Topics, UnfitTopic
 
+MOST_WITHHELD = 1_000
+"""Rows withheld in memory from which they are written down before the delta goes on."""
+
 
 class Outgoing:
-    """The rows of one delta with their targets; ends early at a topic that does not exist, or to stop."""
+    """The rows of one delta with their targets; ends early at a topic that does not exist, or to stop.
+
+    Rows whose key waits are withheld: whoever moves `low` past one has to store it.
+    """
 
     def __init__(
-        self, topics: Topics, state: Progress, pages: Generator[list[Row]], stopping: Callable[[], bool]
+        self,
+        topics: Topics,
+        parking: Parking,
+        state: Progress,
+        pages: Generator[list[Row]],
+        stopping: Callable[[], bool],
     ) -> None:
         self._topics = topics
+        self._parking = parking
         self._state = state
         self._pages = pages
         self._stopping = stopping
         self._under_way: deque[tuple[int, int]] = deque()
+        self._withheld: deque[Withheld] = deque()
         self.complete = False
-        self.stopped_by: Exception | None = None
+        self.reached = state.low
+        """Every row up to here was given to the producer or withheld."""
+        self.stopped_by: UnfitTopic | Refused | None = None
         """Why it ended before the delta did: UnfitTopic, or Refused for a row whose topic never will be."""
+        self.stopped_at: Row | None = None
 
     def chunks(self) -> Generator[Chunk]:
         """Close it to end the reading too, before the connection is closed."""
         with closing(self._pages) as pages:
             for page in pages:
-                if self._stopping():
+                if self._stopping() or len(self._withheld) >= MOST_WITHHELD:
                     return
-                rows, targets = self._address(page)
+                free, waiting = self._parking.withhold(page)
+                rows, targets = self._address(free)
+                self._reach(page, waiting)
                 if rows:
                     hooks.fire(
                         points.SENDING, shard=self._state.shard, rows=len(rows), last=rows[-1][POSITION]
@@ -58,6 +77,22 @@ class Outgoing:
             rows += self._under_way.popleft()[1]
         return rows
 
+    def withheld(self, low: int) -> list[Withheld]:
+        """Hand over the withheld rows up to position `low`."""
+        found = []
+        while self._withheld and self._withheld[0].position <= low:
+            found.append(self._withheld.popleft())
+        return found
+
+    def _reach(self, page: list[Row], waiting: list[Withheld]) -> None:
+        stop = self.stopped_at
+        if stop is None:
+            self._withheld += waiting
+            self.reached = page[-1][POSITION]
+        else:
+            self._withheld += [row for row in waiting if row.position < stop[POSITION]]
+            self.reached = max(self.reached, stop[POSITION] - 1)
+
     def _address(self, page: list[Row]) -> tuple[list[Row], list[Target]]:
         """The rows in front of the first that has nowhere to go, and where each goes."""
         resolve = partial(self._topics.resolve, self._state)
@@ -65,8 +100,9 @@ class Outgoing:
             return page, list(address(page, resolve))
         except (UnfitTopic, TopicRefused) as stop:
             rows = [*takewhile(partial(_goes_elsewhere, stop.topic.encode()), page)]
+            self.stopped_at = page[len(rows)]
             if isinstance(stop, TopicRefused):
-                self.stopped_by = Refused(page[len(rows)], stop.reason)
+                self.stopped_by = Refused(self.stopped_at, stop.reason, of_topic=stop.mendable)
             else:
                 self.stopped_by = stop
             return rows, list(address(rows, resolve))

@@ -56,3 +56,27 @@ AT_END = "relay.reshard.at_end"
 
 RESHARDED = "relay.reshard.switched"
 """The shards of a new generation stand in place of the old ones: `shard`, the old one that saw it."""
+
+RELEASE_PLANNED = "relay.release_planned"
+"""Parked rows are frozen as a delta of their own, none of it is sent: `shard`, `delta`."""
+
+RELEASING = "relay.releasing"
+"""A parked row is looked for and, if need be, sent next: `shard`, `parked`, `number`."""
+
+RELEASE_SENT = "relay.release_sent"
+"""Every row of a release is acknowledged, or cannot be; not written down yet: `shard`, `delta`."""
+
+RELEASED = "relay.released"
+"""What became of a release is written down: `shard`, `delta`, `events`."""
+
+REPLAY_PLANNED = "relay.replay_planned"
+"""A window of a replay is a delta of its own, none of it is sent: `shard`, `delta`, `job`."""
+
+REPLAYING = "relay.replaying"
+"""A chunk of a replay goes to the producer next: `shard`, `job`, `rows`, `last` (position)."""
+
+REPLAYED = "relay.replayed"
+"""A window of a replay is acknowledged and written down: `shard`, `delta`, `job`, `cursor`."""
+
+PARKED = "relay.parked"
+"""A refused row was set aside and its key waits: `shard`, `event`, `reason`."""

@@ -18,7 +18,7 @@ from relay.snapshot import Snapshot
 _ROW = (
     "ctid::text, shard, lo, hi, source, generation, epoch, delta, "
     "done::text, done_floor, done_xid::text, next::text, next_floor, next_xid::text, low, mode, wanted_mode, "
-    "frozen"
+    "frozen, job"
 )
 
 # Flushed before it is believed, whatever the session, role or database says: an unflushed plan could be
@@ -82,6 +82,31 @@ RETURNING {_ROW}
 """
 """Everything of this delta up to position `low` is acknowledged: a successor need not send it again."""
 
+PARK = f"""
+UPDATE outbox_shard SET low = %(low)s
+WHERE {{where}} AND epoch = %(epoch)s AND delta = %(delta)s AND next IS NOT NULL AND low <= %(low)s
+  AND {_FLUSHED}
+RETURNING {_ROW}
+"""
+"""As MARK_LOW, in the transaction that sets the refused row at `low` aside: neither without the other."""
+
+PLAN_JOB = f"""
+UPDATE outbox_shard
+SET next = done, next_floor = done_floor, next_xid = done_xid, job = %(job)s, low = 0, delta = {_NEXT_DELTA}
+WHERE {{where}} AND epoch = %(epoch)s AND delta = %(delta)s AND next IS NULL AND NOT frozen AND {_FLUSHED}
+RETURNING {_ROW}
+"""
+"""A delta that adds nothing to `done`: rows sent again for an operator, under numbers of its own."""
+
+CONFIRM_JOB = f"""
+UPDATE outbox_shard
+SET next = NULL, next_floor = NULL, next_xid = NULL, low = 0, job = NULL
+WHERE {{where}} AND epoch = %(epoch)s AND delta = %(delta)s AND next IS NOT NULL AND job = %(job)s
+  AND {_FLUSHED}
+RETURNING {_ROW}
+"""
+"""The job's delta is over, in the transaction that writes down what became of its rows."""
+
 ADVANCE = f"""
 UPDATE outbox_shard
 SET done = %(next)s, done_floor = %(floor)s, done_xid = pg_current_xact_id()
@@ -135,6 +160,12 @@ _BY_PLACE = "ctid = %(ctid)s::tid AND shard = %(shard)s"
 _BY_KEY = "shard = %(shard)s"
 
 
+SEQUENCED, TRANSACTIONAL = "sequenced", "transactional"
+
+RELEASE = 0
+"""The job of a delta that sends rows which were parked."""
+
+
 @dataclass(frozen=True, slots=True)
 class Progress:
     """One state of the row. `done` has been acknowledged; `next`, if any, is planned and immutable."""
@@ -157,6 +188,8 @@ class Progress:
     mode: str
     wanted_mode: str | None
     frozen: bool
+    job: int | None = None
+    """What the planned delta sends instead of new rows: RELEASE, or the number of a replay."""
 
     @property
     def buckets(self) -> tuple[int, int] | None:
@@ -209,6 +242,15 @@ class ShardRow:
 
     def mark_low(self, state: Progress, low: int) -> Progress:
         return self._move(MARK_LOW, state, low=low)
+
+    def park(self, state: Progress, low: int) -> Progress:
+        return self._move(PARK, state, low=low)
+
+    def plan_job(self, state: Progress, job: int) -> Progress:
+        return self._move(PLAN_JOB, state, job=job)
+
+    def confirm_job(self, state: Progress) -> Progress:
+        return self._move(CONFIRM_JOB, state, job=state.job)
 
     def advance(self, state: Progress, look: Look) -> Progress:
         return self._move(ADVANCE, state, **_seen(look))
@@ -271,8 +313,8 @@ def _seen(look: Look) -> dict[str, Any]:
 
 
 def _progress(row: tuple[Any, ...]) -> Progress:
-    (ctid, shard, lo, hi, source, generation, epoch, delta, done, floor, xid, *planned, low) = row[:-3]
-    mode, wanted, frozen = row[-3:]
+    (ctid, shard, lo, hi, source, generation, epoch, delta, done, floor, xid, *planned, low) = row[:-4]
+    mode, wanted, frozen, job = row[-4:]
     following, next_floor, next_xid = planned
     return Progress(
         ctid=ctid,
@@ -293,4 +335,5 @@ def _progress(row: tuple[Any, ...]) -> Progress:
         mode=mode,
         wanted_mode=wanted,
         frozen=frozen,
+        job=job,
     )

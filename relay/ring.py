@@ -47,11 +47,13 @@ SELECT (SELECT sum(hi - lo + 1) IS DISTINCT FROM 256 FROM outbox_shard)
         SELECT FROM outbox_shard s
         WHERE coalesce(hashtextextended(e.aggregateid, 0) & 255, 0) BETWEEN s.lo AND s.hi
           AND pg_visible_in_snapshot(e.xid, s.done)))
+  OR EXISTS (
+    SELECT FROM outbox_job WHERE ended_at IS NULL AND requested_at > clock_timestamp() - interval '24 hours')
 """
 )
-"""Does any row wait to be published, or belong to no shard, or can that not be told? Asked after the lock, by
-a statement with a snapshot of its own. Index on xid: what lies below every shard's oldest running transaction
-is published."""
+"""Does any row wait to be published, belong to no shard, or perhaps to a replay, or can that not be told?
+Asked after the lock, by a statement with a snapshot of its own. Index on xid: what lies below every shard's
+oldest running transaction is published."""
 
 TRUNCATE = "TRUNCATE ONLY {leaf}"
 

@@ -14,7 +14,7 @@ from relay.config import RelayConfig
 from relay.database import Connection, Database, OutcomeUnknown
 from relay.lease import Lease
 from relay.producers import Abandoned, Interrupted, Names, Producer, Producers, Refused, Unsettled
-from relay.progress import Frozen, Progress, Resharded, ShardRow
+from relay.progress import TRANSACTIONAL, Frozen, Progress, Resharded, ShardRow
 from relay.supervision import Supervision
 from relay.tenure import Did, Tenure
 from relay.topics import UnfitTopic
@@ -98,8 +98,8 @@ class Shard:
                 return self._again("waiting", str(unsettled))
             self.let_go()
             return Did(0, 0.0)
-        except (UnfitTopic, Interrupted) as waiting:
-            return self._troubled("waiting", str(waiting), TROUBLED)
+        except (UnfitTopic, Interrupted) as interrupted:
+            return self._interrupted(interrupted)
         except Refused as refused:
             hooks.fire(points.HALTED, shard=self.number, reason=str(refused))
             return self._troubled(
@@ -192,7 +192,7 @@ class Shard:
         if self._producer is None or self._mode != mode:
             if self._producer is not None:
                 self._producer.close()
-            transactional = mode == takeover.TRANSACTIONAL
+            transactional = mode == TRANSACTIONAL
             self._producer = (
                 self._producers.transactional(names) if transactional else self._producers.sequenced()
             )
@@ -215,6 +215,11 @@ class Shard:
         """Drop the claim; the next round starts from the row."""
         self.let_go()
         return self._troubled(state, why, TROUBLED)
+
+    def _interrupted(self, why: UnfitTopic | Interrupted) -> Did:
+        if isinstance(why, Interrupted) and why.at_once:
+            return Did(0, 0.0)
+        return self._troubled("waiting", str(why), TROUBLED)
 
     def _troubled(self, state: str, why: str, rest: float) -> Did:
         self._supervision.troubled(state, why)

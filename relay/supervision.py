@@ -87,6 +87,10 @@ class Supervision:
         if why is not None:
             log.warning("%s", why)
 
+    def parked(self, keys: int) -> None:
+        """So many keys wait behind a refused row."""
+        self.status["parked"] = keys
+
     def standby(self) -> None:
         """Another relay carries the shard."""
         self.status |= {"state": "standby", "alarm": None}

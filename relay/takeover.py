@@ -15,7 +15,7 @@ from outbox.record import Seq
 from relay import database, points
 from relay.database import Connection
 from relay.producers import Names, Producer, Recorded, RecordingProducer
-from relay.progress import Progress, ShardRow
+from relay.progress import TRANSACTIONAL, Progress, ShardRow
 
 log = logging.getLogger("relay.shard")
 
@@ -33,8 +33,6 @@ class ModeWanted(Exception):
 
 SWITCH_AGAIN = 10.0
 """Seconds before a mode that could not be had is tried again; the shard goes on in the one it has."""
-
-SEQUENCED, TRANSACTIONAL = "sequenced", "transactional"
 
 WHO = """
 SELECT s.mode, (SELECT system_identifier FROM pg_control_system()),

@@ -13,14 +13,17 @@ from relay.config import RelayConfig
 from relay.database import Connection, OutcomeUnknown
 from relay.look import Look, Looker
 from relay.outgoing import Outgoing, page
-from relay.producers import Producer, TopicRefused
-from relay.progress import Frozen, Progress, ShardRow
+from relay.parking import Parking
+from relay.producers import Producer, Refused, TopicRefused
+from relay.progress import RELEASE, TRANSACTIONAL, Frozen, Progress, ShardRow
 from relay.reader import DeltaReader, PlanMissing
+from relay.release import Release
+from relay.replay import Replay
 from relay.reshard import Ending
-from relay.row import Row
+from relay.row import POSITION, Row
 from relay.standby import Standbys
 from relay.supervision import Supervision
-from relay.topics import CompactedTopic, Topics
+from relay.topics import CompactedTopic, Topics, UnfitTopic, UnknownTopic
 
 log = logging.getLogger("relay.shard")
 
@@ -40,6 +43,12 @@ ADVANCE_EVERY = 1.0
 
 AT_END = 0.02
 """Seconds between two looks whether the other shards have reached the common end too."""
+
+REPLAYS_EVERY = 2.0
+"""Seconds between two questions for a replay; while one is under way it is asked after each delta."""
+
+JOBS_EVERY = 0.5
+"""Seconds between two questions whether an operator wants something sent again."""
 
 EXAMINE_EVERY = 3600.0
 TOPICS_EVERY = 60.0
@@ -81,7 +90,7 @@ class Tenure:
         self._surroundings: guards.Surroundings | None = surroundings
         self._server = surroundings.server
         self._supervision = supervision
-        self._transactional = state.mode == takeover.TRANSACTIONAL
+        self._transactional = state.mode == TRANSACTIONAL
         self._refused_mode = state.wanted_mode if state.next is None else None
         rows = config.transaction_rows if self._transactional else config.chunk_rows
         self._looker = Looker(connection, limit=config.look_rows, buckets=state.buckets)
@@ -92,14 +101,30 @@ class Tenure:
         )
         self._topics.load(state)
         self._standbys = Standbys(config, connection, supervision) if config.wait_for_standby else None
+        self._parking = Parking(connection, row, self._topics, shard=state.shard, most=config.max_parked)
+        self._release = Release(connection, row, self._topics, self._parking, producer, supervision)
+        self._replay = Replay(
+            connection,
+            row,
+            self._topics,
+            producer,
+            supervision,
+            rows=rows,
+            bytes_=config.chunk_bytes,
+        )
+        self._supervision.parked(self._parking.count)
         self._sent = False
         self._noted_low = state.low
         self._mode_at = self._claimed_at = time.monotonic()
         self._busy_at = self._advanced_at = self._topics_at = self._asked_at = 0.0
+        self._jobs_at = self._replays_at = 0.0
+        self._live_turn = True
         self._examined_at = time.monotonic()
 
     def carry(self) -> Did:
         """One round: publish what is planned or new. Raises whatever ends the claim or halts the shard."""
+        if self._has_job():
+            return self._carry_job()
         if self.state.next is not None and not self._sent:
             # Planned by a predecessor, or interrupted: its rows are fixed, so they are read again.
             return Did(self._send(self._reader.chunks(self.state)), 0.0)
@@ -111,6 +136,9 @@ class Tenure:
     def _find(self) -> Did:
         began = time.monotonic()
         self._between_deltas(began)
+        if self._has_job():
+            return self._carry_job()
+        self._live_turn = True
         look = None if self._ending.waits else self._looker.look(self.state.next or self.state.done)
         if look is not None and look.server != self._server:
             raise OutcomeUnknown("the connection leads to another server than the one that was examined")
@@ -163,6 +191,23 @@ class Tenure:
                 self._topics.refresh(self.state)
             except TopicRefused as refused:
                 log.warning("%s; its events will halt the shard", refused)
+        self._plan_job(now)
+
+    def _plan_job(self, now: float) -> None:
+        """What an operator wants sent again, as a delta of its own; after each, live events have a turn."""
+        if not self._live_turn:
+            return
+        if now - self._jobs_at >= JOBS_EVERY:
+            self._jobs_at = now
+            if holds := self._release.due(self.state):
+                self._confirm()
+                self.state = self._release.plan(self.state, holds)
+                return
+        if now - self._replays_at >= REPLAYS_EVERY:
+            self._replays_at = now
+            if (job := self._replay.due(self.state)) is not None:
+                self._confirm()
+                self.state = self._replay.plan(self.state, job)
 
     def _change_mode(self, now: float) -> None:
         """Let the claim go when another mode is wanted; one that could not be had waits for a while."""
@@ -175,19 +220,41 @@ class Tenure:
             self._confirm()
             raise takeover.ModeWanted
 
-    def _send(self, pages: Generator[list[Row]]) -> int:
-        """Deliver the planned delta above `low`. Sets `sent` once every row is acknowledged."""
+    def _has_job(self) -> bool:
+        return self.state.job is not None
+
+    def _carry_job(self) -> Did:
+        """What an operator asked for, planned as a delta of its own; ordinary deltas follow."""
         if self._standbys is not None:
             self._standbys.wait(self.state)
-        outgoing = Outgoing(self._topics, self.state, pages, self._supervision.stopping)
+        if self.state.job == RELEASE:
+            self.state = self._release.carry(self.state)
+        else:
+            self.state = self._replay.carry(self.state)
+            self._replays_at = -REPLAYS_EVERY
+        self._live_turn = False
+        return Did(0, 0.0)
+
+    def _send(self, pages: Generator[list[Row]]) -> int:
+        """Deliver the planned delta above `low`. Sets `sent` once every row is acknowledged or set aside."""
+        if self._standbys is not None:
+            self._standbys.wait(self.state)
+        outgoing = Outgoing(self._topics, self._parking, self.state, pages, self._supervision.stopping)
         try:
             published = self._deliver(outgoing)
+        except Refused as refused:
+            self._park(outgoing, refused)
+            return 0
         except PlanMissing:
             self._row.read(self.state)  # Fenced or Resharded, if that is why
             raise
+        # The producer is through with all it was given, so only withheld rows lie up to `reached`.
+        if withheld := outgoing.withheld(outgoing.reached):
+            low = outgoing.reached
+            self.state, self._noted_low = self._parking.keep(self.state, low, withheld), low
         if outgoing.stopped_by is not None:
             self._stand_before(outgoing.stopped_by)
-            raise outgoing.stopped_by
+            self._park(outgoing, outgoing.stopped_by)
         self._sent = outgoing.complete
         return published
 
@@ -200,7 +267,9 @@ class Tenure:
             for low in self._producer.deliver(timed, self._supervision.alive):
                 hooks.fire(points.ACKNOWLEDGED, shard=self.state.shard, low=low)
                 now = time.monotonic()
-                if now - marked_at < LOW_EVERY:
+                if withheld := outgoing.withheld(low):
+                    self.state, self._noted_low = self._parking.keep(self.state, low, withheld), low
+                elif now - marked_at < LOW_EVERY:
                     self.state = dataclasses.replace(self.state, low=low)
                 else:
                     self.state, self._noted_low = self._row.mark_low(self.state, low), low
@@ -209,6 +278,20 @@ class Tenure:
                 self._supervision.heard(rows)
                 published += rows
         return published
+
+    def _park(self, outgoing: Outgoing, stop: Refused | UnfitTopic) -> None:
+        """Set aside the row that stops us; raises `stop` when that is for an operator to decide."""
+        if isinstance(stop, UnfitTopic):
+            waits = self._config.missing_topic == "wait" or not isinstance(stop, UnknownTopic)
+            if waits or outgoing.stopped_at is None:
+                raise stop
+            stop = Refused(outgoing.stopped_at, str(stop))
+        elif stop.of_topic and self._config.missing_topic == "wait":
+            raise stop
+        low = stop.row[POSITION]
+        self.state = self._parking.park(self.state, stop, outgoing.withheld(low))
+        self._noted_low = low
+        self._supervision.parked(self._parking.count)
 
     def _stand_before(self, stop: Exception) -> None:
         """A compacted topic waits for another mode, and gets it here: nothing beyond `low` was given away."""

@@ -93,6 +93,10 @@ class Topics:
         rows = database.execute(self._connection, KNOWN, {"shard": state.shard}).fetchall()
         self._counts = {topic.encode(): (topic, partitions) for topic, partitions in rows}
 
+    def known(self, topic: bytes) -> tuple[str, int] | None:
+        """What is written down, without asking the broker."""
+        return self._counts.get(topic)
+
     def resolve(self, state: Progress, topic: bytes) -> tuple[str, int]:
         """Name and partition count of `topic`, written down before its first record.
 

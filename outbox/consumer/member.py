@@ -77,7 +77,7 @@ class Member:
     def __init__(self, setup: Setup, number: int = 0) -> None:
         self._setup = setup
         self._owner = owner(number)
-        self._sieve = Sieve(setup.handlers, setup.settings.unknown)
+        self._sieve = Sieve(setup.group, setup.handlers, setup.settings.unknown)
         self._identities = setup.new_identities(admin_properties(setup.properties))
         self._failure: Exception | None = None
         self._applied = 0

@@ -9,7 +9,7 @@ from outbox.consumer.record import Polled, headers_of
 from outbox.consumer.settings import Unknown
 from outbox.consumer.watermark import Marks
 from outbox.errors import ConfigurationError, Reject
-from outbox.record import SEQ, TYPE
+from outbox.record import REPLAY, SEQ, TYPE, replayed_for
 
 log = logging.getLogger(__name__)
 
@@ -26,9 +26,11 @@ class Sifted:
 
 
 class Sieve:
-    """Drops repeats by their marks and what nobody handles by its type; says the latter once a type."""
+    """Drops repeats by their marks, replays that are meant for others, and what nobody handles by its type;
+    says the latter once a type."""
 
-    def __init__(self, handlers: Handlers, unknown: Unknown) -> None:
+    def __init__(self, group: str, handlers: Handlers, unknown: Unknown) -> None:
+        self._group = group
         self._handlers = handlers
         self._unknown = unknown
         self._said: set[tuple[str, str]] = set()
@@ -43,15 +45,20 @@ class Sieve:
         last: Route | None = None
         repeats = skipped = 0
         for message in messages:
-            type_ = seq = None
+            type_ = seq = replay = None
             for name, value in headers_of(message):
                 if name == SEQ:
                     seq = seq or value
                 elif name == TYPE:
                     type_ = type_ or value
+                elif name == REPLAY:
+                    replay = replay or value
             # A record without the header is foreign: only its offset tells whether it was read before.
             if seq is not None and not marks.admit_encoded(seq):
                 repeats += 1
+                continue
+            if replay is not None and not replayed_for(replay, self._group):
+                skipped += 1
                 continue
             route = routes.get(type_, other)
             if route is None:

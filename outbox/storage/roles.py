@@ -1,7 +1,7 @@
-"""Give each program exactly the rights it needs: application, relay, consumer, reader.
+"""Give each program exactly the rights it needs: application, relay, consumer, reader, operator.
 
-The four are login roles that exist already (or `create=True`); the tables stay with whoever ran the DDL,
-which must be none of the four. The relay's and the consumer's session settings are bound to their roles
+The five are login roles that exist already (or `create=True`); the tables stay with whoever ran the DDL,
+which must be none of the five. The relay's and the consumer's session settings are bound to their roles
 with ALTER ROLE, because a connection pooler leaks or refuses what a session sets.
 """
 
@@ -64,6 +64,29 @@ EXECUTED_BY_THE_RELAY = (
 )
 """Functions that do with the owner's rights what the relay may not do itself, and check everything."""
 
+OPERATOR_COLUMNS = (
+    "payload",
+    "topic",
+    "headers",
+    "edited_at",
+    "edited_by",
+    "discarded_by",
+    "discard_reason",
+)
+"""What an operator may change of a parked row: never its key, its number or its place."""
+
+JOB_COLUMNS = (
+    "shard",
+    "since",
+    "until",
+    "topic",
+    "aggregateid",
+    "to_topic",
+    "groups",
+    "requested_by",
+)
+"""What an operator may say of a replay; how far it is, the relay writes."""
+
 _RELAY_STATE = ("outbox_topic", "outbox_relay", "outbox_identity")
 _TABLES = (
     "outbox_event",
@@ -77,6 +100,10 @@ _TABLES = (
     "outbox_scheduled",
     "outbox_mover",
     "outbox_sealed",
+    "outbox_hold",
+    "outbox_parked",
+    "outbox_archive",
+    "outbox_job",
     "consumer_offset",
     "consumer_parked",
 )
@@ -94,13 +121,16 @@ class Roles:
     consumer: Sequence[str] = ()
     reader: Sequence[str] = ()
     standbys: bool = False
+    operator: Sequence[str] = ()
 
 
 def statements(roles: Roles, *, create: bool = False) -> list[str]:
     """The SQL that gives each role its rights and settings; repeatable."""
     sql: list[str] = []
     if create:
-        named = dict.fromkeys([*roles.application, *roles.relay, *roles.consumer, *roles.reader])
+        named = dict.fromkeys(
+            [*roles.application, *roles.relay, *roles.consumer, *roles.reader, *roles.operator]
+        )
         sql += [_create(role) for role in named]
     for role in roles.application:
         sql += _application(quote(role))
@@ -111,7 +141,9 @@ def statements(roles: Roles, *, create: bool = False) -> list[str]:
     for role in roles.consumer:
         sql += _consumer(quote(role))
     for role in roles.reader:
-        sql.append(f"GRANT SELECT ON {', '.join(_TABLES)} TO {quote(role)}")
+        sql.append(_reader(quote(role)))
+    for role in roles.operator:
+        sql += _operator(quote(role))
     return sql
 
 
@@ -151,6 +183,9 @@ def _relay(role: str) -> list[str]:
         f"GRANT DELETE ON outbox_relay TO {role}",
         f"GRANT SELECT ON outbox_scheduled, outbox_scheduled_seq_seq TO {role}",
         f"GRANT EXECUTE ON FUNCTION outbox_move(integer), outbox_sweep() TO {role}",
+        f"GRANT SELECT, INSERT, UPDATE, DELETE ON outbox_hold, outbox_parked TO {role}",
+        f"GRANT SELECT, INSERT ON outbox_archive TO {role}",
+        f"GRANT SELECT, UPDATE ON outbox_job TO {role}",
         f"GRANT SELECT ON outbox_schema TO {role}",
         *_settings(role, RELAY_SETTINGS),
     ]
@@ -162,6 +197,20 @@ def _standbys(relays: Sequence[str]) -> list[str]:
         STANDBYS,
         "REVOKE ALL ON FUNCTION outbox_standbys() FROM PUBLIC",
         *(f"GRANT EXECUTE ON FUNCTION outbox_standbys() TO {relay}" for relay in relays),
+    ]
+
+
+def _reader(role: str) -> str:
+    return f"GRANT SELECT ON {', '.join(_TABLES)} TO {role}"
+
+
+def _operator(role: str) -> list[str]:
+    """Marks what shall be released, discarded or replayed; only the relay executes it."""
+    return [
+        _reader(role),
+        f"GRANT UPDATE (wanted_at, wanted_by, undecided) ON outbox_hold TO {role}",
+        f"GRANT UPDATE ({', '.join(OPERATOR_COLUMNS)}) ON outbox_parked TO {role}",
+        f"GRANT INSERT ({', '.join(JOB_COLUMNS)}), UPDATE (canceled_by) ON outbox_job TO {role}",
     ]
 
 

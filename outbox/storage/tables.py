@@ -14,6 +14,7 @@ from sqlalchemy import (
     Boolean,
     Column,
     DateTime,
+    ForeignKey,
     Identity,
     Index,
     Integer,
@@ -174,6 +175,10 @@ outbox_topic = Table(
     Column("shard", Integer, nullable=False),
     Column("topic", Text, nullable=False),
     Column("partitions", Integer, nullable=False),
+    Column("ends", ARRAY(BigInteger)),
+    Column("ends_delta", BigInteger),
+    Column("earlier_ends", ARRAY(BigInteger)),
+    Column("earlier_delta", BigInteger),
     PrimaryKeyConstraint("shard", "topic"),
 )
 
@@ -204,6 +209,98 @@ outbox_identity = Table(
     Column("database_oid", BigInteger, nullable=False),
     Column("timeline", Integer, nullable=False),
     Column("kafka_cluster_id", Text),
+)
+
+outbox_hold = Table(
+    "outbox_hold",
+    metadata,
+    Column("hold", BigInteger, Identity(always=True), primary_key=True),
+    Column("shard", Integer, nullable=False),
+    Column("topic", Text, nullable=False),
+    Column("aggregateid", Text(collation="C")),
+    Column("held_at", _timestamp, nullable=False, server_default=_now),
+    Column("wanted_at", _timestamp),
+    Column("wanted_by", Text),
+    Column("undecided", Text),
+    Column("planned", BigInteger),
+    Column("note", Text),
+)
+
+
+def _event() -> list[Column[Any]]:
+    """A copy of an event's row, and how it fared; the ring may drop the original."""
+    return [
+        Column("id", Uuid, nullable=False),
+        Column("aggregatetype", Text, nullable=False),
+        Column("aggregateid", Text(collation="C")),
+        Column("type", Text, nullable=False),
+        Column("payload", LargeBinary),
+        Column("topic", Text, nullable=False),
+        Column("headers", JSONB),
+        Column("traceparent", Text),
+        Column("occurred_at", _timestamp, nullable=False),
+        Column("position", BigInteger, nullable=False),
+        Column("delta", BigInteger, nullable=False),
+        Column("partition", Integer),
+        Column("error", Text),
+        Column("attempts", Integer, nullable=False, server_default=text("0")),
+        Column("parked_at", _timestamp, nullable=False, server_default=_now),
+        Column("edited_at", _timestamp),
+        Column("edited_by", Text),
+    ]
+
+
+outbox_parked = Table(
+    "outbox_parked",
+    metadata,
+    Column("parked", BigInteger, Identity(always=True), primary_key=True),
+    Column("hold", BigInteger, ForeignKey("outbox_hold.hold"), nullable=False),
+    Column("state", Text, nullable=False),
+    *_event(),
+    Column("sent_topic", Text, nullable=False),
+    Column("numbers", ARRAY(Text), nullable=False),
+    Column("starts", ARRAY(BigInteger), nullable=False),
+    Column("discarded_by", Text),
+    Column("discard_reason", Text),
+    Index("outbox_parked_hold", "hold", "delta", "position"),
+    Index("outbox_parked_id", "id"),
+)
+
+outbox_archive = Table(
+    "outbox_archive",
+    metadata,
+    Column("parked", BigInteger, primary_key=True, autoincrement=False),
+    Column("outcome", Text, nullable=False),
+    Column("seq", Text, nullable=False),
+    *_event(),
+    Column("settled_at", _timestamp, nullable=False, server_default=_now),
+    Column("settled_by", Text, nullable=False),
+    Column("reason", Text),
+    Index("outbox_archive_id", "id"),
+)
+
+outbox_job = Table(
+    "outbox_job",
+    metadata,
+    Column("job", BigInteger, Identity(always=True), primary_key=True),
+    Column("shard", Integer, nullable=False),
+    Column("since", _timestamp),
+    Column("until", _timestamp),
+    Column("topic", Text),
+    Column("aggregateid", Text(collation="C")),
+    Column("to_topic", Text),
+    Column("groups", Text, nullable=False),
+    Column("requested_at", _timestamp, nullable=False, server_default=_now),
+    Column("requested_by", Text, nullable=False),
+    Column("canceled_by", Text),
+    Column("upto", PgSnapshot),
+    Column("upto_floor", BigInteger),
+    Column("cursor", BigInteger, nullable=False, server_default=text("0")),
+    Column("sent", BigInteger, nullable=False, server_default=text("0")),
+    Column("refused", BigInteger, nullable=False, server_default=text("0")),
+    Column("error", Text),
+    Column("ended_at", _timestamp),
+    Column("outcome", Text),
 )
 
 consumer_offset = Table(

@@ -72,6 +72,7 @@ def sql() -> None:
     "--consumer", multiple=True, help="Role that consumes (name it as --application too if it emits)."
 )
 @click.option("--reader", multiple=True, help="Role that may look at everything.")
+@click.option("--operator", multiple=True, help="Role that releases, discards, edits and replays.")
 @click.option(
     "--wait-for-standby",
     "standbys",
@@ -85,7 +86,9 @@ def roles(database_url: str | None, create: bool, yes: bool, **names: Any) -> No
     """Give each role exactly the rights and session settings it needs; without --yes only print the SQL."""
     sql = statements(Roles(**names), create=create)
     if not sql:
-        raise click.UsageError("name at least one role: --application, --relay, --consumer or --reader")
+        raise click.UsageError(
+            "name at least one role: --application, --relay, --consumer, --reader or --operator"
+        )
     if not yes:
         for statement in sql:
             click.echo(f"{statement};")

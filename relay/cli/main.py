@@ -21,6 +21,8 @@ COMMANDS = {
     "shards": "relay.cli.shards:shards",
     "rebase": "relay.cli.rebase:rebase",
     "adopt": "relay.cli.adopt:adopt",
+    "parked": "relay.cli.parked:parked",
+    "replay": "relay.cli.replay:replay",
     "consume": "relay.cli.consume:consume",
     "consumers": "relay.cli.consumers:consumers",
     "demo": "relay.cli.demo:demo",

@@ -16,6 +16,14 @@ FROM outbox_shard s JOIN ({BACKLOG.format(more="")}) behind USING (shard) ORDER 
 """
 """Pending is counted to 100,000 at most, its age in seconds."""
 
+PARKED = """
+SELECT h.shard, count(*) AS keys, min(h.held_at) AS oldest,
+       (SELECT count(*) FROM (
+            SELECT FROM outbox_parked JOIN outbox_hold o USING (hold)
+            WHERE o.shard = h.shard LIMIT 100001) few) AS events
+FROM outbox_hold h GROUP BY h.shard ORDER BY h.shard
+"""
+
 RELAYS = """
 SELECT instance, started_at, heartbeat, stopped_at, state,
        stopped_at IS NULL AND heartbeat > clock_timestamp() - interval '30 seconds' AS alive
@@ -41,10 +49,15 @@ ENDED = 3
 @options.database_url
 @options.as_json
 def status(database_url: str | None, as_json_: bool) -> None:
-    """Shards, relays and alarms of one database. Exit 1 while a shard is halted, or has work and no relay."""
+    """Shards, relays and alarms of one database.
+
+    Exit 1 while a shard is halted, has work and no relay, or events are parked: nobody but an operator can
+    send those.
+    """
     with options.connected(database_url) as connection:
         ddl.check(connection)
         shards = [dict(row._mapping) for row in connection.execute(text(SHARDS))]
+        parked = [dict(row._mapping) for row in connection.execute(text(PARKED))]
         relays = [dict(row._mapping) for row in connection.execute(text(RELAYS))]
         scheduled, overdue_by = connection.execute(text(SCHEDULED)).one()
     alarms = _alarms(shards, relays)
@@ -53,8 +66,15 @@ def status(database_url: str | None, as_json_: bool) -> None:
             f"a scheduled event is overdue by {overdue_by:.0f} s: no relay moves it, or an open cancel holds "
             "it; see outbox-relay scheduled list"
         )
+    alarms += [
+        f"shard {p['shard']}: {p['events']} events of {p['keys']} keys are parked since "
+        f"{p['oldest']:%Y-%m-%d %H:%M:%S}; see: outbox-relay parked list"
+        for p in parked
+    ]
     if as_json_:
-        options.echo_json({"shards": shards, "relays": relays, "scheduled": scheduled, "alarms": alarms})
+        options.echo_json(
+            {"shards": shards, "relays": relays, "scheduled": scheduled, "parked": parked, "alarms": alarms}
+        )
     else:
         if scheduled:
             click.echo(f"scheduled: {scheduled:,}")

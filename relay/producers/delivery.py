@@ -7,6 +7,7 @@ from typing import Protocol
 from confluent_kafka import murmur2
 
 from outbox.record import Seq
+from relay.landing import Landings
 from relay.row import KEY, POSITION, TOPIC, Row, describe
 
 Target = tuple[str, int]
@@ -78,6 +79,9 @@ def address(rows: Iterable[Row], resolve: Callable[[bytes], tuple[str, int]]) ->
 class Interrupted(Exception):
     """The session ended before everything was acknowledged; what was not is to be delivered again."""
 
+    at_once = False
+    """Nothing is away: a row among several was refused, and delivering them again finds out which."""
+
 
 class Abandoned(Interrupted):
     """We stopped on purpose: the lease was lost or the time to stop is over."""
@@ -95,21 +99,26 @@ class Unsettled(Interrupted):
 
 
 class Refused(Exception):
-    """The broker will never take this row as it is."""
+    """The broker will never take this row as it is.
 
-    def __init__(self, row: Row, reason: str) -> None:
+    `of_topic`: nor any other of its topic, until somebody mends the topic or our rights on it.
+    """
+
+    def __init__(self, row: Row, reason: str, *, of_topic: bool = False) -> None:
         super().__init__(f"{describe(row)} was refused for good: {reason}")
         self.row = row
         self.reason = reason
+        self.of_topic = of_topic
 
 
 class TopicRefused(Exception):
-    """The broker will never take records for this topic as things stand: its name, or our rights."""
+    """The broker takes no record for this topic as things stand: its name, or (`mendable`) our rights."""
 
-    def __init__(self, topic: str, reason: str) -> None:
+    def __init__(self, topic: str, reason: str, *, mendable: bool = False) -> None:
         super().__init__(f"topic {topic!r} is refused: {reason}")
         self.topic = topic
         self.reason = reason
+        self.mendable = mendable
 
 
 class Producer(Protocol):
@@ -125,9 +134,10 @@ class Producer(Protocol):
     def deliver(self, chunks: Iterable[Chunk], alive: Callable[[], bool]) -> Iterator[int]:
         """Send `chunks` in order; yield each position up to which every row is acknowledged.
 
-        Raises Refused for a row that can never be delivered, Interrupted after any other failure; all rows
-        above the last yielded position must then be delivered again. Unsettled: after `take_over` only. Asks
-        `alive()` while it waits and raises Abandoned as soon as it says no.
+        Raises Refused for a row that can never be delivered, but only once every row before it is
+        acknowledged and yielded; Interrupted after any other failure. All rows above the last yielded
+        position must then be delivered again. Unsettled: after `take_over` only. Asks `alive()` while it
+        waits and raises Abandoned as soon as it says no.
         """
 
     def partitions(self, topic: str) -> int | None:
@@ -141,6 +151,9 @@ class Producer(Protocol):
 
         Raises Interrupted while nobody can tell.
         """
+
+    def landings(self) -> Landings:
+        """A reader that tells what became of rows sent earlier. Close it."""
 
     def cluster_id(self) -> str | None:
         """Identity of the Kafka cluster. Raises Interrupted while no broker can be reached."""

@@ -56,6 +56,9 @@ SILENCE = frozenset(
 
 UNKNOWN = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC})
 
+OF_TOPIC = frozenset({KafkaError.TOPIC_AUTHORIZATION_FAILED})
+"""Refusals that are no fault of the row: whoever may change the broker's settings can mend them."""
+
 GRAVE = (
     KafkaError._AUTHENTICATION,
     KafkaError.SASL_AUTHENTICATION_FAILED,
@@ -111,7 +114,7 @@ class Inquiry:
         if found.error.code() in UNKNOWN:
             return None
         if found.error.code() in REFUSALS:
-            raise TopicRefused(topic, explained(found.error))
+            raise TopicRefused(topic, explained(found.error), mendable=found.error.code() in OF_TOPIC)
         raise Interrupted(f"topic {topic!r}: {found.error.str()}")
 
     def make_sure(self, client: Producer, seen: dict[str, int], targets: Iterable[Target]) -> None:

@@ -8,8 +8,10 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException
 
 from outbox.errors import ConfigurationError
+from relay.landing import Landings
 from relay.producers.delivery import Chunk, Interrupted, Recorded, Refused
-from relay.producers.inquiry import REFUSALS, Inquiry, explained
+from relay.producers.inquiry import OF_TOPIC, REFUSALS, Inquiry, explained
+from relay.producers.landings import KafkaLandings
 from relay.producers.properties import checked
 from relay.producers.session import ALIVE_EVERY, Session, SessionEnded
 from relay.row import POSITION
@@ -66,6 +68,9 @@ class SequencedProducer:
 
     def compacted(self, topics: Collection[str]) -> frozenset[str]:
         return self._inquiry.compacted(topics)
+
+    def landings(self) -> Landings:
+        return KafkaLandings(self._properties)
 
     def cluster_id(self) -> str | None:
         return self._inquiry.metadata(self._opened().client, None).cluster_id or None
@@ -137,9 +142,10 @@ class SequencedProducer:
         """Who is to blame: the row that was alone on its way, or one to be found by sending singly."""
         refused = ended.cause is not None and ended.cause.code() in REFUSALS
         if ended.cause is not None and refused and ended.row is not None:
-            return Refused(ended.row, explained(ended.cause))
+            return Refused(ended.row, explained(ended.cause), of_topic=ended.cause.code() in OF_TOPIC)
         if refused or ended.cause is None:
             self._careful_to = max(self._careful_to, session.handed)
+        ended.at_once = refused
         return ended
 
     def _end(self, session: Session) -> None:

@@ -17,8 +17,10 @@ from outbox import hooks
 from outbox.errors import ConfigurationError
 from outbox.record import Seq
 from relay import points
+from relay.landing import Landings, NeverOpen
 from relay.producers.delivery import Chunk, Interrupted, Names, Recorded, Refused, Unsettled
 from relay.producers.inquiry import REFUSALS, Inquiry, explained
+from relay.producers.landings import KafkaLandings
 from relay.producers.ledger import Ledger, encoded
 from relay.producers.line import Line, LineEnded
 from relay.producers.properties import transactional
@@ -120,6 +122,9 @@ class TransactionalProducer:
 
     def compacted(self, topics: Collection[str]) -> frozenset[str]:
         return self._inquiry.compacted(topics)
+
+    def landings(self) -> Landings:
+        return NeverOpen(KafkaLandings(self._properties))
 
     def cluster_id(self) -> str | None:
         return self._inquiry.metadata(self._opened()[0].client, None).cluster_id or None

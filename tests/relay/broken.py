@@ -12,6 +12,7 @@ import relay.producers
 import relay.producers.sequenced
 import relay.producers.session
 import relay.progress
+import relay.replay
 import relay.shard
 import relay.supervision
 import relay.takeover
@@ -38,6 +39,11 @@ def counted() -> None:
         return wait(self, *args, **kwargs)
 
     relay.database.Connection.wait = counting  # type: ignore[method-assign]
+
+
+def small_windows() -> None:
+    """No rule broken: a replay has many windows."""
+    relay.replay.WINDOW = 30
 
 
 def forgets_the_plan() -> None:
@@ -108,6 +114,7 @@ SABOTAGE = {
     work.__name__: work
     for work in (
         impatient,
+        small_windows,
         counted,
         forgets_the_plan,
         confirms_before_it_sends,

@@ -24,6 +24,9 @@ SELECT EXISTS (
 """
 """Is any event not acknowledged by the shard that covers its bucket?"""
 
+PARKED = "SELECT EXISTS (SELECT FROM outbox_parked)"
+"""Does any event wait for an operator? Its original may be gone. Asked from version 3 on."""
+
 
 SCHEDULED = "SELECT EXISTS (SELECT FROM outbox_scheduled)"
 """Does any event wait for its moment? Asked of a schema that has the table, from version 4 on."""
@@ -77,6 +80,11 @@ def apply(connection: Connection, *, to: int = LATEST, discard_pending: bool = F
             raise SchemaError(
                 "events are waiting to be published and going down would destroy them; let the relay drain "
                 "them first, or pass discard_pending=True to lose them on purpose"
+            )
+        if to < 3 <= before and connection.scalar(text(PARKED)):
+            raise SchemaError(
+                "events are parked and going down would destroy them; release or discard them first "
+                "(outbox-relay parked list), or pass discard_pending=True to lose them on purpose"
             )
         if to < 4 <= before and connection.scalar(text(SCHEDULED)):
             raise SchemaError(

@@ -4,14 +4,15 @@ It accepts every record at once and keeps them in the order of arrival. What it 
 retries, zombies on the wire) is tested with the real one.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from outbox import record
 from outbox.record import Mark, Seq
 from relay.envelope import headers
-from relay.producers import Abandoned, Chunk, Names, Recorded, RecordingProducer
-from relay.row import ID, KEY, PAYLOAD
+from relay.landing import Trace, Verdict
+from relay.producers import Abandoned, Chunk, Names, Recorded, RecordingProducer, Refused
+from relay.row import ID, KEY, PAYLOAD, POSITION, Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class MemoryBroker:
     log: list[Record] = field(default_factory=list)
     partition_count: int = 3
     cluster: str | None = "memory"
+    refuses: Callable[[Row], bool] = field(default=lambda _: False)
 
     def sequenced(self) -> "MemoryProducer":
         return MemoryProducer(self)
@@ -69,6 +71,27 @@ class MemoryBroker:
         return [found.id for found in self.once()]
 
 
+class MemoryLandings:
+    """A `relay.landing.Landings` by the same rule."""
+
+    def __init__(self, log: Sequence[Record]) -> None:
+        self._log = log
+
+    def verdict(self, trace: Trace, alive: Callable[[], bool]) -> Verdict:  # noqa: ARG002 - at hand
+        for found in self._log:
+            seq = found.seq
+            if (found.topic, found.partition, seq.source) != (trace.topic, trace.partition, trace.seq.source):
+                continue
+            if seq.generation > trace.seq.generation:
+                return Verdict.PASSED
+            if seq.shard == trace.seq.shard and seq.mark >= trace.seq.mark:
+                return Verdict.LANDED if seq == trace.seq else Verdict.PASSED
+        return Verdict.OPEN
+
+    def close(self) -> None:
+        pass
+
+
 class MemoryProducer:
     """A `relay.producers.Producer`."""
 
@@ -83,6 +106,10 @@ class MemoryProducer:
             for row, (topic, partition) in zip(chunk.rows, chunk.targets, strict=True):
                 if not alive():
                     raise Abandoned("told to stop")
+                if self._broker.refuses(row):
+                    if row is not chunk.rows[0]:
+                        yield row[POSITION] - 1
+                    raise Refused(row, "the broker in memory refuses it")
                 wire = dict(headers(row, chunk.stream))
                 seq = wire[record.SEQ]
                 assert isinstance(seq, bytes)
@@ -96,6 +123,9 @@ class MemoryProducer:
 
     def partitions(self, topic: str) -> int | None:  # noqa: ARG002 - knows every topic
         return self._broker.partition_count
+
+    def landings(self) -> "MemoryLandings":
+        return MemoryLandings(self._broker.log)
 
     def cluster_id(self) -> str | None:
         return self._broker.cluster

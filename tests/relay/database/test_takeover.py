@@ -8,9 +8,9 @@ import pytest
 from outbox.errors import GuardViolation
 from outbox.record import Seq
 from relay.producers import Recorded
-from relay.progress import Progress
+from relay.progress import SEQUENCED, TRANSACTIONAL, Progress
 from relay.snapshot import Snapshot
-from relay.takeover import SEQUENCED, TRANSACTIONAL, reconcile, recorded, switchable
+from relay.takeover import reconcile, recorded, switchable
 
 ROW = Progress(
     ctid="(0,1)",

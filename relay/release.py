@@ -1,0 +1,384 @@
+"""Send what was parked once an operator wants it: in its key's order, and each row exactly once.
+
+A release is a delta of its own that adds nothing to `done`. Its rows are frozen by the plan: while
+`outbox_hold.planned` names the delta, operators change nothing. Before each row its partition is asked
+whether it landed; what it needs, it gets: nothing, a number it had again, or a new one of this delta.
+
+What stays behind keeps every number under which a relay of this delta may still send it: one that was frozen
+in the midst of it, and to whom the broker said yes where it said no to us.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import psycopg
+
+from outbox import hooks
+from outbox.errors import Fenced
+from outbox.record import Seq
+from relay import database, points, row
+from relay.database import Connection, failed
+from relay.landing import Landings, Trace, Undecided, Verdict
+from relay.parking import ERROR_CHARACTERS, Parking
+from relay.producers import Chunk, Producer, Refused, Target, TopicRefused, address
+from relay.progress import RELEASE, TRANSACTIONAL, Progress, ShardRow
+from relay.row import Row
+from relay.supervision import Supervision
+from relay.topics import Topics, UnfitTopic
+
+log = logging.getLogger("relay.parking")
+
+MOST_ROWS = 500
+"""Rows of one release: live events wait for no more than these."""
+
+DUE = """
+SELECT h.hold, (SELECT count(*) FROM (SELECT FROM outbox_parked p WHERE p.hold = h.hold LIMIT %(most)s) few)
+FROM outbox_hold h JOIN outbox_shard s USING (shard)
+WHERE h.shard = %(shard)s AND h.wanted_at IS NOT NULL AND NOT s.frozen
+ORDER BY h.wanted_at, h.hold LIMIT %(most)s
+"""
+"""Holds that an operator wants released, the longest wanted first. Index outbox_parked_hold."""
+
+TAKE = """
+UPDATE outbox_hold SET planned = %(delta)s, note = NULL
+WHERE hold = ANY(%(holds)s) AND shard = %(shard)s AND wanted_at IS NOT NULL
+"""
+"""Freeze them, in the transaction that plans the delta. Waits for an operator who is changing one."""
+
+FROZEN = """
+SELECT p.parked, p.hold, p.numbers, p.starts, p.topic, p.sent_topic, p.partition,
+       p.discarded_by IS NOT NULL, h.undecided
+FROM outbox_hold h JOIN outbox_parked p USING (hold)
+WHERE h.shard = %(shard)s AND h.planned = %(delta)s
+ORDER BY p.delta, p.position LIMIT %(most)s
+"""
+"""The rows of the planned release in their keys' order: the same however often it is asked."""
+
+ROW = f"""
+SELECT {row.COLUMNS} FROM outbox_parked
+WHERE parked = %(parked)s
+  AND EXISTS (SELECT FROM outbox_hold h WHERE h.hold = outbox_parked.hold AND h.planned = %(delta)s)
+"""
+"""What is sent of it: nothing once the release is over, after which it may have been edited."""
+
+ARCHIVE = """
+INSERT INTO outbox_archive (
+    parked, outcome, id, aggregatetype, aggregateid, type, payload, topic, headers, traceparent, occurred_at,
+    position, delta, seq, partition, error, attempts, parked_at, edited_at, edited_by, settled_by, reason)
+SELECT p.parked, s.outcome, p.id, p.aggregatetype, p.aggregateid, p.type, p.payload, p.topic, p.headers,
+       p.traceparent, p.occurred_at, p.position, p.delta, s.seq, s.partition, p.error, p.attempts,
+       p.parked_at, p.edited_at, p.edited_by,
+       coalesce(CASE WHEN s.outcome = 'discarded' THEN p.discarded_by END, h.wanted_by, 'relay'),
+       CASE WHEN s.outcome = 'discarded' THEN p.discard_reason END
+FROM unnest(%(parked)s::bigint[], %(outcomes)s::text[], %(seqs)s::text[], %(partitions)s::int[])
+    AS s (parked, outcome, seq, partition)
+JOIN outbox_parked p USING (parked) JOIN outbox_hold h USING (hold)
+"""
+
+REMOVE = "DELETE FROM outbox_parked WHERE parked = ANY(%(parked)s)"
+
+UNSETTLED = """
+UPDATE outbox_parked p
+SET state = CASE WHEN %(error)s::text IS NULL THEN state ELSE 'failed' END,
+    attempts = attempts + (%(error)s::text IS NOT NULL)::int, error = coalesce(%(error)s, error),
+    sent_topic = %(topic)s, partition = %(partition)s,
+    numbers = %(numbers)s::text[] || %(fresh)s::text,
+    starts = %(starts)s::bigint[] || (
+        SELECT CASE WHEN t.ends_delta < %(delta)s THEN t.ends[%(partition)s::int + 1]
+                    WHEN t.earlier_delta < %(delta)s THEN t.earlier_ends[%(partition)s::int + 1] END
+        FROM outbox_topic t WHERE t.shard = %(shard)s AND t.topic = %(topic)s)
+WHERE parked = %(parked)s
+"""
+"""It stays in its place; the number that it has in this delta joins those it may have been sent under."""
+
+STUCK = """
+UPDATE outbox_hold SET wanted_at = NULL, wanted_by = NULL, undecided = NULL, note = %(note)s
+WHERE hold = %(hold)s
+"""
+
+UNFREEZE = """
+UPDATE outbox_hold SET planned = NULL WHERE shard = %(shard)s AND planned = %(delta)s RETURNING hold
+"""
+
+END = """
+DELETE FROM outbox_hold h WHERE hold = ANY(%(holds)s)
+AND NOT EXISTS (SELECT FROM outbox_parked p WHERE p.hold = h.hold)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """One row of a planned release, `fresh` being its number in it.
+
+    `numbers`, the lowest first, and their `starts` are of `partition` in `sent_topic`.
+    """
+
+    fresh: Seq
+    parked: int
+    hold: int
+    numbers: list[str]
+    starts: list[int | None]
+    topic: str
+    sent_topic: str
+    partition: int | None
+    discarded: bool
+    undecided: str | None
+
+    def traces(self) -> Iterator[Trace]:
+        if self.partition is not None:
+            for number, start in zip(self.numbers, self.starts, strict=True):
+                yield Trace(self.sent_topic, self.partition, Seq.parse(number.encode()), start)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stuck:
+    """What this release could not settle, and what the next has to know of it."""
+
+    parked: int
+    fresh: str
+    numbers: list[str]
+    starts: list[int | None]
+    topic: str
+    partition: int | None
+    error: str | None = None
+
+
+@dataclass(slots=True)
+class _Done:
+    """What became of the rows, to be written down at once."""
+
+    settled: list[tuple[int, str, str, int | None]] = field(default_factory=list)
+    unsettled: list[_Stuck] = field(default_factory=list)
+    stuck: dict[int, str] = field(default_factory=dict)
+
+    def settle(self, waiting: Waiting, outcome: str, seq: Seq | None, partition: int | None) -> None:
+        number = waiting.numbers[-1] if seq is None else seq.encode().decode()
+        self.settled.append((waiting.parked, outcome, number, partition))
+
+    def leave(self, waiting: Waiting) -> None:
+        """Not sent by us. Another relay of this delta may have, where it was sent before."""
+        if waiting.partition is not None and waiting.topic == waiting.sent_topic:
+            self.unsettled.append(
+                _Stuck(
+                    waiting.parked,
+                    waiting.fresh.encode().decode(),
+                    waiting.numbers,
+                    waiting.starts,
+                    waiting.topic,
+                    waiting.partition,
+                )
+            )
+
+
+class Release:
+    """Carries releases of one shard, between two ordinary deltas."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        row: ShardRow,
+        topics: Topics,
+        parking: Parking,
+        producer: Producer,
+        supervision: Supervision,
+    ) -> None:
+        self._connection = connection
+        self._row = row
+        self._topics = topics
+        self._parking = parking
+        self._producer = producer
+        self._supervision = supervision
+
+    def due(self, state: Progress) -> list[int]:
+        """Holds to release next."""
+        if not self._parking.count:
+            return []
+        found = database.execute(self._connection, DUE, {"shard": state.shard, "most": MOST_ROWS}).fetchall()
+        holds, rows = [], 0
+        for hold, count in found:
+            if rows >= MOST_ROWS:
+                break
+            holds.append(hold)
+            rows += count
+        return holds
+
+    def plan(self, state: Progress, holds: list[int]) -> Progress:
+        """Nothing may be planned. Every row of the release is durable and frozen before the first is sent."""
+        with database.transaction(self._connection):
+            planned = self._row.plan_job(state, RELEASE)
+            values = {"holds": holds, "shard": planned.shard, "delta": planned.delta}
+            database.execute(self._connection, TAKE, values)
+        hooks.fire(points.RELEASE_PLANNED, shard=planned.shard, delta=planned.delta)
+        return planned
+
+    def carry(self, state: Progress) -> Progress:
+        """Send what is planned and write down what became of it. Repeatable after any interruption."""
+        landings = self._producer.landings()
+        try:
+            done = self._send_all(state, landings)
+        finally:
+            landings.close()
+        hooks.fire(points.RELEASE_SENT, shard=state.shard, delta=state.delta)
+        return self._confirm(state, done)
+
+    def _send_all(self, state: Progress, landings: Landings) -> _Done:
+        values = {"shard": state.shard, "delta": state.delta, "most": MOST_ROWS}
+        done = _Done()
+        found = database.execute(self._connection, FROZEN, values).fetchall()
+        for number, columns in enumerate(found, 1):
+            waiting = Waiting(Seq(state.source, state.generation, state.shard, state.delta, number), *columns)
+            if waiting.hold in done.stuck:
+                done.leave(waiting)
+            elif waiting.discarded:
+                done.settle(waiting, "discarded", None, waiting.partition)
+            elif number <= state.low:
+                # Mode transactional: committed together with a note of how far this delta is.
+                done.settle(waiting, "sent", waiting.fresh, waiting.partition)
+            elif done.stuck and state.mode == TRANSACTIONAL:
+                # One note says how far this delta is, so nothing behind the gap may be sent in it.
+                break
+            else:
+                hooks.fire(points.RELEASING, shard=state.shard, parked=waiting.parked, number=number)
+                self._settle(state, waiting, landings, done)
+        return done
+
+    def _settle(self, state: Progress, waiting: Waiting, landings: Landings, done: _Done) -> None:
+        """Send one row if need be, or find out why it cannot be."""
+        row = self._fetch(state, waiting)
+        try:
+            (target,) = address([row], lambda name: self._topics.resolve(state, name))
+            self._send(state, waiting, row, target, landings, done)
+        except Undecided as undecided:
+            done.stuck[waiting.hold] = (
+                f"{undecided}; look for {waiting.numbers} yourself and release it with --as-new or --as-sent"
+            )
+            done.leave(waiting)
+        except (UnfitTopic, TopicRefused) as refused:
+            done.stuck[waiting.hold] = str(refused)
+            done.leave(waiting)
+
+    def _send(
+        self,
+        state: Progress,
+        waiting: Waiting,
+        row: Row,
+        target: Target,
+        landings: Landings,
+        done: _Done,
+    ) -> None:
+        passed = 0
+        here = target == (waiting.sent_topic, waiting.partition)
+        if waiting.topic == waiting.sent_topic:
+            for trace in waiting.traces():
+                verdict = self._verdict(state, waiting, trace, landings)
+                if verdict is Verdict.OPEN and here:
+                    if not self._deliver(state, waiting, row, target, trace.seq, passed, done):
+                        return
+                    # What a frozen predecessor still had on its way may have come in between.
+                    verdict = self._verdict(state, waiting, trace, landings)
+                    if verdict is Verdict.LANDED:
+                        done.settle(waiting, "sent", trace.seq, target[1])
+                        return
+                elif verdict is Verdict.LANDED:
+                    done.settle(waiting, "landed", trace.seq, waiting.partition)
+                    return
+                passed += 1
+        if not here:
+            passed = len(waiting.numbers)
+        if self._deliver(state, waiting, row, target, waiting.fresh, passed, done):
+            done.settle(waiting, "sent", waiting.fresh, target[1])
+
+    def _deliver(
+        self,
+        state: Progress,
+        waiting: Waiting,
+        row: Row,
+        target: Target,
+        seq: Seq,
+        passed: int,
+        done: _Done,
+    ) -> bool:
+        """Was it accepted? `passed`: how many of its numbers nobody would take any more."""
+        stream = seq.encode().removesuffix(b"%d" % seq.position)
+        assert state.next is not None
+        chunk = Chunk(stream, [(seq.position, *row[1:])], [target], state.done.text, state.next.text)
+        try:
+            for _ in self._producer.deliver(self._supervision.timed([chunk]), self._supervision.alive):
+                self._supervision.heard(1)
+        except Refused as refused:
+            log.error("parked event %d: %s", waiting.parked, refused)
+            done.stuck[waiting.hold] = refused.reason
+            done.unsettled.append(
+                _Stuck(
+                    waiting.parked,
+                    waiting.fresh.encode().decode(),
+                    waiting.numbers[passed:],
+                    waiting.starts[passed:],
+                    target[0],
+                    None if state.mode == TRANSACTIONAL else target[1],
+                    refused.reason[:ERROR_CHARACTERS],
+                )
+            )
+            return False
+        return True
+
+    def _verdict(self, state: Progress, waiting: Waiting, trace: Trace, landings: Landings) -> Verdict:
+        seq = trace.seq
+        try:
+            verdict = landings.verdict(trace, self._go_on)
+            if verdict is Verdict.OPEN and seq.source == state.source and seq.generation < state.generation:
+                raise Undecided(
+                    f"no record of generation {state.generation} lies in partition {trace.partition} of "
+                    f"{trace.topic} yet, and the first would outdate this one"
+                )
+        except Undecided:
+            if waiting.undecided is None:
+                raise
+            return Verdict.PASSED if waiting.undecided == "new" else Verdict.LANDED
+        return verdict
+
+    def _go_on(self) -> bool:
+        return self._supervision.lease.held and not self._supervision.stopping()
+
+    def _fetch(self, state: Progress, waiting: Waiting) -> Row:
+        cursor = row.cursor(self._connection)
+        try:
+            found: Row | None = cursor.execute(
+                ROW, {"parked": waiting.parked, "delta": state.delta}
+            ).fetchone()
+        except psycopg.Error as error:
+            raise failed(error) from error
+        if found is None:
+            raise Fenced(f"shard {state.shard}: the release of delta {state.delta} is over already")
+        return found
+
+    def _confirm(self, state: Progress, done: _Done) -> Progress:
+        parked, outcomes, seqs, partitions = (
+            map(list, zip(*done.settled, strict=True)) if done.settled else ([], [], [], [])
+        )
+        values: dict[str, Any] = {"shard": state.shard, "delta": state.delta, "parked": parked}
+        with database.transaction(self._connection):
+            confirmed = self._row.confirm_job(state)
+            execute = _bound(self._connection)
+            execute(ARCHIVE, values | {"outcomes": outcomes, "seqs": seqs, "partitions": partitions})
+            execute(REMOVE, values)
+            for left in done.unsettled:
+                execute(UNSETTLED, values | asdict(left))
+            for hold, note in done.stuck.items():
+                execute(STUCK, {"hold": hold, "note": note[:ERROR_CHARACTERS]})
+            holds = [hold for (hold,) in execute(UNFREEZE, values).fetchall()]
+            execute(END, {"holds": holds})
+        self._parking.load()
+        self._supervision.parked(self._parking.count)
+        hooks.fire(points.RELEASED, shard=state.shard, delta=state.delta, events=len(parked))
+        log.info("%d parked events are settled, %d keys still wait", len(parked), self._parking.count)
+        return confirmed
+
+
+def _bound(connection: Connection) -> Callable[[str, dict[str, Any]], psycopg.Cursor[Any]]:
+    def execute(statement: str, values: dict[str, Any]) -> psycopg.Cursor[Any]:
+        return database.execute(connection, statement, values)
+
+    return execute
