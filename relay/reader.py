@@ -23,7 +23,7 @@ _COLUMNS = f"{row.COLUMNS}, xid"
 
 # Does this statement see the plan itself? Then it sees every commit that the plan's snapshot saw, for those
 # stand before the plan in the log: a standby that lags, or one promoted without the plan, may lack rows of it
-# without any connection breaking (a pooler moves sessions). Primary key of outbox_shard, 0.02 ms a chunk.
+# without any connection breaking (a pooler moves sessions). One look-up by primary key a chunk.
 _PLAN_IS_HERE = """EXISTS (SELECT FROM outbox_shard
     WHERE shard = %(shard)s AND delta = %(delta)s AND next_xid = %(next_xid)s::xid8)"""
 
