@@ -151,5 +151,5 @@ def _remedy(key: dict[str, object], moved: bool) -> str:
         return "To go on with this cluster, run: outbox-relay adopt"
     return (
         "To read the new ones from where this group starts, stop its consumers and delete the rows of "
-        f"grp = '{key['grp']}', topic = '{key['topic']}' from consumer_offset"
+        f"grp = '{key['grp']}', topic = '{key['topic']}' from consumer_offset and consumer_parked"
     )
