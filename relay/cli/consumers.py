@@ -157,8 +157,9 @@ def release(
 
 
 @parked.command(
+    short_help="Never run a parked record; it stays stored with the reason.",
     epilog="Example:  outbox-relay consumers parked discard --group billing --topic orders --partition 3 "
-    "--offset 42 --reason 'test order' --yes"
+    "--offset 42 --reason 'test order' --yes",
 )
 @_place
 @click.option("--reason", required=True, help="Why; stored with the record.")

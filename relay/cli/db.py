@@ -63,6 +63,7 @@ def sql() -> None:
 
 
 @db.command(
+    short_help="Give each role exactly the rights and settings it needs.",
     epilog="Example:  outbox-relay db roles --application shop --relay outbox_relay --create --yes",
 )
 @options.database_url

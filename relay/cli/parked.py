@@ -74,12 +74,16 @@ WHERE parked = :parked
 yes = click.option("--yes", is_flag=True, help="Do it; otherwise only say what would be done.")
 
 
-@click.group()
+@click.group(short_help="Events that the broker refused, and what waits behind them.")
 def parked() -> None:
     """Events that the broker refused, and those of the same key that wait behind them."""
 
 
-@parked.command("list", epilog="Example:  outbox-relay parked list --topic orders")
+@parked.command(
+    "list",
+    short_help="Every key that waits, its event in front, and why.",
+    epilog="Example:  outbox-relay parked list --topic orders",
+)
 @options.database_url
 @options.as_json
 @click.option("--topic", help="Only this topic.")

@@ -53,7 +53,9 @@ _TIME = click.DateTime(["%Y-%m-%dT%H:%M:%S%z", "%Y-%m-%dT%H:%M%z", "%Y-%m-%d %H:
 
 
 @click.command(
-    epilog="Example:  outbox-relay replay --since 2026-05-01T00:00Z --topic orders --for billing --yes --wait"
+    short_help="Send published events again, in order, once each.",
+    epilog="Example:  outbox-relay replay --since 2026-05-01T00:00Z --topic orders --for billing --yes "
+    "--wait",
 )
 @options.database_url
 @options.as_json
@@ -62,7 +64,12 @@ _TIME = click.DateTime(["%Y-%m-%dT%H:%M:%S%z", "%Y-%m-%dT%H:%M%z", "%Y-%m-%d %H:
 @click.option("--topic", help="Events of this topic.")
 @click.option("--aggregate", help="Events of this key.")
 @click.option("--to", "to_topic", help="Send them to this topic instead of their own.")
-@click.option("--for", "groups", multiple=True, help="Group that shall apply them again; * for every reader.")
+@click.option(
+    "--for",
+    "groups",
+    multiple=True,
+    help="Group that shall apply them again; * for every reader. Needed without --to.",
+)
 @click.option("--wait", is_flag=True, help="Until it has ended, with progress on stderr.")
 @click.option("--dry-run", is_flag=True, help="Only count; the same as without --yes.")
 @click.option("--yes", is_flag=True, help="Do it; otherwise only count.")

@@ -35,7 +35,11 @@ REFUSED = "OB001"
 LOOK_EVERY = 0.2
 
 
-@click.command("list", epilog="Example:  outbox-relay shards list --json")
+@click.command(
+    "list",
+    short_help="Shards with their buckets and owners.",
+    epilog="Example:  outbox-relay shards list --json",
+)
 @options.database_url
 @options.as_json
 def list_(database_url: str | None, as_json_: bool) -> None:
@@ -53,7 +57,11 @@ def list_(database_url: str | None, as_json_: bool) -> None:
         click.echo(f"being changed to {changing['shards']} since {changing['requested_at']}")
 
 
-@click.command("set", epilog="Example:  outbox-relay shards set 4 --yes")
+@click.command(
+    "set",
+    short_help="Change how many shards there are, while all runs.",
+    epilog="Example:  outbox-relay shards set 4 --yes",
+)
 @click.argument("number", type=click.IntRange(1, 256), required=False)
 @click.option("--cancel", is_flag=True, help="Let the shards go on as they were.")
 @click.option("--no-wait", is_flag=True, help="Do not wait until the new shards stand.")

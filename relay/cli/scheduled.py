@@ -29,12 +29,16 @@ FROM outbox_scheduled WHERE id = :id
 CANCEL = "SELECT outbox_cancel(:id)"
 
 
-@click.group()
+@click.group(short_help="See and cancel events that wait for their moment.")
 def scheduled() -> None:
     """See and cancel events that wait for their moment (emit with `deliver_at`)."""
 
 
-@scheduled.command("list", epilog="Example:  outbox-relay scheduled list --limit 20 --json")
+@scheduled.command(
+    "list",
+    short_help="What waits, the earliest first.",
+    epilog="Example:  outbox-relay scheduled list --limit 20 --json",
+)
 @options.database_url
 @options.as_json
 @click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="How many at most.")
@@ -55,6 +59,7 @@ def list_(database_url: str | None, as_json_: bool, limit: int, key: str | None)
 
 
 @scheduled.command(
+    short_help="Take events back before they are published.",
     epilog="Example:  outbox-relay scheduled cancel 0197f6a4-7c00-7000-8000-000000000001 --yes",
 )
 @click.argument("ids", type=click.UUID, nargs=-1, required=True, metavar="ID...")

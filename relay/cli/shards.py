@@ -50,7 +50,10 @@ shards.add_command(reshard.list_)
 shards.add_command(reshard.set_)
 
 
-@shards.command(epilog="Example:  outbox-relay shards mode transactional --yes")
+@shards.command(
+    short_help="Change how events are sent: sequenced or transactional.",
+    epilog="Example:  outbox-relay shards mode transactional --yes",
+)
 @click.argument("mode", type=click.Choice(["sequenced", "transactional"]))
 @click.option("--shard", type=int, help="One shard only.  [default: all]")
 @click.option(

@@ -51,8 +51,8 @@ ENDED = 3
 def status(database_url: str | None, as_json_: bool) -> None:
     """Shards, relays and alarms of one database.
 
-    Exit 1 while a shard is halted, has work and no relay, or events are parked: nobody but an operator can
-    send those.
+    Exit 1 while there is an alarm: a shard that no relay carries, what a relay waits for or is halted by, an
+    old pending or an overdue scheduled event, parked events, which nobody but an operator can send.
     """
     with options.connected(database_url) as connection:
         ddl.check(connection)

@@ -24,6 +24,7 @@ FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.
 WHERE i.indrelid = to_regclass('outbox_event') AND i.indisvalid
 """
 _FUNCTION = "SELECT to_regprocedure(:signature) IS NOT NULL"
+_MAY_READ_MOVER = "SELECT has_table_privilege('outbox_mover', 'SELECT')"
 _MOVER = "SELECT count(*) FROM outbox_mover"
 _SEAL = """
 SELECT count(*) FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
@@ -102,7 +103,8 @@ def _function_problems(connection: Connection) -> list[str]:
         for signature in getattr(step, "FUNCTIONS", ())
         if not connection.scalar(text(_FUNCTION), {"signature": signature})
     ]
-    if connection.scalar(text(_MOVER)) != 1:
+    # Consumers and relays compare the schema too, and have no business with this table.
+    if connection.scalar(text(_MAY_READ_MOVER)) and connection.scalar(text(_MOVER)) != 1:
         wrong.append(
             "the one row of outbox_mover is missing, so no scheduled event would ever leave; run: "
             "INSERT INTO outbox_mover DEFAULT VALUES"
