@@ -164,7 +164,7 @@ def compare_counters(connection: Connection, state: Progress) -> None:
     if ahead:
         raise GuardViolation(
             f"outbox_event holds events of transactions that this server (at {xmax}) has not begun: they "
-            " were restored from another server; run: outbox-relay rebase"
+            "were restored from another server; run: outbox-relay rebase"
         )
     planned = state.next or state.done
     if xmax < planned.xmax or xmax <= int(state.next_xid or state.done_xid):
