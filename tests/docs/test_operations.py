@@ -1,5 +1,6 @@
 """What the pages tell an operator to run exists, with these options, and runs as the role they name."""
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -14,9 +15,10 @@ from click.testing import CliRunner
 from sqlalchemy import Engine, make_url
 
 from outbox.consumer.settings import Settings
-from outbox.storage import roles
+from outbox.storage import ddl, roles
 from relay.cli.main import main
 from relay.config import RelayConfig
+from tests.conftest import create_engine
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -137,6 +139,37 @@ def urls(engine: Engine, database: str) -> Iterator[dict[str, str]]:
         for name in names.values():
             owner.execute(f"DROP OWNED BY {roles.quote(name)}".encode())
             owner.execute(f"DROP ROLE {roles.quote(name)}".encode())
+
+
+@pytest.mark.parametrize("before", range(1, ddl.LATEST))
+def test_an_upgrade_keeps_what_is_pending_and_how_far_groups_are(empty_database: str, before: int) -> None:
+    engine = create_engine(empty_database)
+    with engine.begin() as connection:
+        ddl.apply(connection, to=before)
+    engine.dispose()
+    with psycopg.connect(empty_database, autocommit=True) as service:
+        service.execute(
+            "INSERT INTO outbox_event (id, aggregatetype, aggregateid, type, payload) "
+            "SELECT gen_random_uuid(), 'order', n::text, 'order.placed.v1', '{}' FROM generate_series(1, 3) n"
+        )
+        service.execute(
+            "INSERT INTO consumer_offset (grp, topic, partition, next_offset) VALUES ('g', 't', 0, 42)"
+        )
+
+    def run(line: str) -> tuple[int, str]:
+        result = CliRunner().invoke(main, shlex.split(line), env={"OUTBOX_DATABASE_URL": empty_database})
+        return result.exit_code, result.stdout
+
+    assert run("db check") == (
+        1,
+        f"schema version {before} is older than {ddl.LATEST}; run: outbox-relay db upgrade\n",
+    )
+    assert run("db upgrade")[0] == 0
+    assert run("db check")[0] == 0
+    (shard,) = json.loads(run("status --json")[1])["shards"]
+    assert (shard["pending"], shard["mode"]) == (3, "sequenced")
+    (offset,) = json.loads(run("consumers list --json")[1])
+    assert (offset["next_offset"], offset["parked"]) == (42, 0)
 
 
 def test_each_command_runs_as_the_role_that_the_page_names(urls: dict[str, str]) -> None:
