@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions, OffsetSpec
 from confluent_kafka.cimpl import NewTopic
 
@@ -29,6 +29,11 @@ TAIL = 64
 
 READY_ATTEMPTS, READY_EVERY = 50, 0.1
 """Questions whether a new partition has its leader, and seconds between two of them."""
+
+SETTLED_ATTEMPTS = 50
+"""Questions, `READY_EVERY` seconds apart, whether every transaction in the partition has ended."""
+
+READ_COMMITTED, READ_UNCOMMITTED = IsolationLevel.READ_COMMITTED, IsolationLevel.READ_UNCOMMITTED
 
 SILENT = 10.0
 """Seconds without any record or end before the reading is given up; the next claim tries again."""
@@ -110,6 +115,7 @@ class Ledger:
         known = consumer.list_topics(self.topic, timeout=METADATA_TIMEOUT).topics[self.topic]
         if known.error is not None or self.shard not in known.partitions:
             raise self._lost()
+        self._wait_until_settled(alive)
         first, end = consumer.get_watermark_offsets(
             TopicPartition(self.topic, self.shard), timeout=METADATA_TIMEOUT
         )
@@ -122,6 +128,35 @@ class Ledger:
             if start == first:
                 raise self._lost()
             depth *= 16
+
+    def _wait_until_settled(self, alive: Callable[[], bool]) -> None:
+        """Until no transaction is open in the partition: behind one, committed records cannot be seen yet.
+
+        Only owners of the shard write here and all of them are fenced, so what is still open is being ended
+        by the broker, or the broker has lost sight of it. To go on meanwhile would send again what is
+        committed behind it.
+        """
+        admin = self._inquiry.admin()
+        stable = end = 0
+        for attempt in range(SETTLED_ATTEMPTS):
+            stable, end = (self._end(admin, level) for level in (READ_COMMITTED, READ_UNCOMMITTED))
+            if stable >= end:
+                return
+            if not alive():
+                raise Abandoned("told to stop while the shard was being taken over")
+            if attempt + 1 < SETTLED_ATTEMPTS:
+                time.sleep(READY_EVERY)
+        raise Interrupted(
+            f"a transaction stands open at offset {stable} of topic {self.topic}, partition {self.shard}; "
+            "nothing is sent until the broker ends it; if it never does, run: kafka-transactions.sh abort "
+            f"--topic {self.topic} --partition {self.shard} --start-offset {stable}"
+        )
+
+    def _end(self, admin: AdminClient, level: IsolationLevel) -> int:
+        """The partition's end as a reader of this isolation level sees it."""
+        place = {TopicPartition(self.topic, self.shard): OffsetSpec.latest()}  # type: ignore[no-untyped-call]
+        (answer,) = admin.list_offsets(place, isolation_level=level).values()
+        return int(answer.result(METADATA_TIMEOUT).offset)
 
     def _newest(self, consumer: Consumer, start: int, end: int, alive: Callable[[], bool]) -> Recorded | None:
         """The last record from `start` on, read until `end` is reached."""

@@ -3,6 +3,7 @@
 from signal import SIGCONT
 
 import pytest
+from confluent_kafka import Producer
 
 from outbox.testing.servers import KafkaBroker
 from tests.conftest import TopicFactory
@@ -91,6 +92,32 @@ def test_a_transaction_that_took_too_long_is_sent_again_as_if_it_had_never_been(
     scene.wait_until_through()
     assert scene.plain_complaints() == []
     assert relay.stop() == 0
+
+
+def test_nothing_is_sent_while_a_transaction_hides_what_is_committed(scene: Scene, start: StartRelay) -> None:
+    scene.transactional()
+    scene.write(100)
+    first = start()
+    scene.wait_until_through()
+    assert first.stop() == 0
+    other = Producer({"bootstrap.servers": scene.bootstrap, "transactional.id": scene.topic})
+    other.init_transactions(30)
+    progress = scene.value(
+        "SELECT 'outbox.progress.' || system_identifier || '.' || (SELECT oid FROM pg_database "
+        "WHERE datname = current_database()) FROM pg_control_system()"
+    )
+    other.begin_transaction()
+    other.produce(progress, b"{}", b"key", partition=0)
+    assert other.flush(30) == 0
+    scene.write(50)
+    start(instance="second")
+    scene.wait(
+        "SELECT state->>'alarm' LIKE 'a transaction stands open%' FROM outbox_relay WHERE instance = 'second'"
+    )
+    assert len(scene.arrived()) == 100, scene.status("second")
+    other.abort_transaction(30)
+    scene.wait_until_through()
+    assert scene.plain_complaints() == []
 
 
 def test_a_broker_that_is_killed_and_comes_back_changes_nothing(
