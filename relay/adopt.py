@@ -22,6 +22,11 @@ LOCK_SHARDS = "SELECT shard, next IS NOT NULL FROM outbox_shard ORDER BY shard F
 
 RESHARDING = "SELECT EXISTS (SELECT FROM outbox_reshard)"
 
+WAITING = """
+SELECT (SELECT count(*) FROM outbox_parked), (SELECT count(*) FROM outbox_job WHERE ended_at IS NULL)
+"""
+"""Where parked events may have landed is known by offsets of the old cluster only."""
+
 KNOWN_CLUSTER = "SELECT kafka_cluster_id FROM outbox_identity"
 
 SENT_TO = "SELECT DISTINCT topic FROM outbox_topic ORDER BY topic"
@@ -160,6 +165,17 @@ class Adoption:
                 f"shard {', '.join(map(str, planned))} has a planned delta, part of which may lie in the old "
                 "cluster; start `outbox-relay run` against the old cluster, stop it once it is idle, and run "
                 "this again"
+            )
+        parked, replays = database.execute(connection, WAITING).fetchall()[0]
+        if parked:
+            raise GuardViolation(
+                f"{parked} events are parked, and whether they landed is known for the old cluster only; "
+                "release or discard them against the old one first: outbox-relay parked list"
+            )
+        if replays:
+            raise GuardViolation(
+                "a replay is under way; let the relay finish it against the old cluster, or cancel it: "
+                "outbox-relay replay --list"
             )
         if database.execute(connection, RESHARDING).fetchone() == (True,):
             raise GuardViolation(

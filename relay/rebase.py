@@ -136,6 +136,14 @@ a shard is called in Kafka follows the server's identity: a transactional one be
 
 CANCEL_RESHARD = "DELETE FROM outbox_reshard"
 
+UNPLAN_RELEASES = "UPDATE outbox_hold SET planned = NULL WHERE planned IS NOT NULL"
+"""Parked events survive as they are; a release that was under way is planned again, and looks first."""
+
+END_REPLAYS = """
+UPDATE outbox_job SET ended_at = clock_timestamp(), outcome = 'rebased' WHERE ended_at IS NULL
+"""
+"""The snapshot and the positions that a replay is bound by mean nothing here."""
+
 FREE = "UPDATE outbox_lease SET owner = NULL, lease_until = NULL"
 
 SETTLE = """
@@ -270,6 +278,8 @@ class Rebase:
         names = database.execute(connection, COLUMNS).fetchall()
         columns = ", ".join(quote(name) for (name,) in names)
         database.execute(connection, CANCEL_RESHARD)
+        database.execute(connection, UNPLAN_RELEASES)
+        database.execute(connection, END_REPLAYS)
         database.execute(connection, RAISE_POSITIONS)
         for sequence, table, column in database.execute(connection, NUMBERED).fetchall():
             raising = RAISE.format(sequence=sequence, table=table, column=quote(column))

@@ -164,6 +164,10 @@ def test_an_open_plan_and_a_group_that_has_not_read_everything_are_refused(move:
     with pytest.raises(GuardViolation, match="has a planned delta"):
         move.adoption(old=None, drained=True).run()
     move.scene.session.execute("UPDATE outbox_shard SET next = NULL, next_floor = NULL, next_xid = NULL")
+    move.scene.session.execute("INSERT INTO outbox_job (shard, groups, requested_by) VALUES (0, '*', 'me')")
+    with pytest.raises(GuardViolation, match="a replay is under way"):
+        move.adoption(old=None, drained=True).run()
+    move.scene.session.execute("DELETE FROM outbox_job")
     move.scene.session.execute("INSERT INTO outbox_relay (instance) VALUES ('r1')")
     with pytest.raises(GuardViolation, match="relay r1 is alive"):
         move.adoption(old=None, drained=True).run()

@@ -332,3 +332,24 @@ def test_numbers_of_a_logical_copy_go_on_behind_the_copied_ones(
         found = session.execute("SELECT nextval('outbox_scheduled_seq_seq')").fetchone()
     assert found == (51,)
     assert [record.id for record in broker.log] == written
+
+
+def test_parked_events_stay_parked_and_a_replay_ends(
+    old: OwnPostgres, new: OwnPostgres, install: Install, broker: MemoryBroker
+) -> None:
+    source = install(old)
+    published_then_pending(source, broker)
+    with source.session() as session:
+        session.execute("""
+            INSERT INTO outbox_hold (shard, topic, aggregateid, wanted_at, wanted_by, planned)
+            VALUES (0, 'orders', 'k', clock_timestamp(), 'somebody', 7)""")
+        session.execute("""
+            INSERT INTO outbox_job (shard, groups, requested_by, upto, upto_floor)
+            SELECT 0, '*', 'somebody', done, done_floor FROM outbox_shard""")
+    copy = dump_and_restore(source, new)
+    Rebase(copy.url).run()
+    with copy.session() as session:
+        assert session.execute("SELECT planned, wanted_by FROM outbox_hold").fetchall() == [
+            (None, "somebody")
+        ]
+        assert session.execute("SELECT outcome FROM outbox_job").fetchall() == [("rebased",)]
