@@ -156,10 +156,16 @@ class Shard:
         if state.mode != mode or self._switched(row, state, names):
             return None
         failed_over = guards.failed_over(connection, here, shard) is not None
-        state = takeover.take_over(row, state, producer, self._may_go_on, failed_over=failed_over)
+        known = state.low
+        waited = bool(self._config.wait_for_standby) and self._config.standby_away == "wait"
+        lossy = failed_over and not waited
+        state = takeover.take_over(
+            row, state, producer, self._may_go_on, failed_over=failed_over, lossy=lossy
+        )
         tenure = Tenure(
             self._config, connection, reading, producer, row, state, here, supervision=self._supervision
         )
+        tenure.passed_over(known)
         log.info(
             "shard %d: claimed with epoch %d, delta %d, mode %s", shard, state.epoch, state.delta, state.mode
         )

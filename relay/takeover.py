@@ -52,20 +52,28 @@ def who(connection: Connection, shard: int) -> tuple[str, Names]:
 
 
 def take_over(
-    row: ShardRow, state: Progress, producer: Producer, alive: Callable[[], bool], *, failed_over: bool
+    row: ShardRow,
+    state: Progress,
+    producer: Producer,
+    alive: Callable[[], bool],
+    *,
+    failed_over: bool,
+    lossy: bool,
 ) -> Progress:
     """The claimed row with what Kafka knows beyond it. Raises Fenced, Interrupted or GuardViolation."""
     recorded = producer.take_over(alive)
     if recorded is not None:
-        state = reconcile(row.read_again(state), recorded, failed_over=failed_over)
+        state = reconcile(row.read_again(state), recorded, failed_over=failed_over, lossy=lossy)
         hooks.fire(points.TAKEN_OVER, shard=state.shard, low=state.low)
     return state
 
 
-def reconcile(state: Progress, recorded: Recorded, *, failed_over: bool) -> Progress:
+def reconcile(state: Progress, recorded: Recorded, *, failed_over: bool, lossy: bool = False) -> Progress:
     """What is acknowledged, by the row and by the last committed record. The row is a lower bound.
 
     `failed_over`: the server is another one than the shard's last plan was made on, and may lack plans.
+    `lossy`: it may also lack that a row was set aside. The record reaches beyond such a row, so only the row
+    of the shard is believed, and what Kafka has beyond it goes out again under the same numbers.
     """
     seq = recorded.seq
     if seq.source == state.source and seq.generation > state.generation:
@@ -83,12 +91,14 @@ def reconcile(state: Progress, recorded: Recorded, *, failed_over: bool) -> Prog
             state.delta,
         )
         # A delta is planned only when the one before it is in.
-        return state if state.next_floor is None else dataclasses.replace(state, low=state.next_floor)
+        return (
+            state if state.next_floor is None or lossy else dataclasses.replace(state, low=state.next_floor)
+        )
     if seq.delta < state.delta or state.next is None:
         return state
     if recorded.next != state.next.text:
         raise _contradiction(state, recorded, "its plan is another one")
-    return dataclasses.replace(state, low=max(state.low, seq.position))
+    return state if lossy else dataclasses.replace(state, low=max(state.low, seq.position))
 
 
 def switchable(state: Progress, inside: Progress | None) -> bool:

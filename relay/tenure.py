@@ -13,7 +13,7 @@ from relay.config import RelayConfig
 from relay.database import Connection, OutcomeUnknown
 from relay.look import Look, Looker
 from relay.outgoing import Outgoing, page
-from relay.parking import Parking
+from relay.parking import Parking, Withheld
 from relay.producers import Producer, Refused, TopicRefused
 from relay.progress import RELEASE, TRANSACTIONAL, Frozen, Progress, ShardRow
 from relay.reader import DeltaReader, PlanMissing
@@ -132,6 +132,25 @@ class Tenure:
             return self._find()
         except Frozen:
             return Did(0, 0.0)  # the number of shards is being changed, as the next look will see
+
+    def passed_over(self, known: int) -> None:
+        """Store what was withheld between the row's own `low` and the one that Kafka knows.
+
+        A chunk's commit may be in before the withheld rows among it are stored. The holds are the ones that
+        it was sent under: each was made by a transaction that moved the row's `low`, and none ends inside a
+        delta.
+        """
+        low = self.state.low
+        if low <= known or self._has_job() or self.state.next is None or not self._parking.count:
+            return
+        waiting: list[Withheld] = []
+        with closing(self._reader.chunks(dataclasses.replace(self.state, low=known))) as pages:
+            for page in pages:
+                waiting += self._parking.withhold([row for row in page if row[POSITION] <= low])[1]
+                if page[-1][POSITION] > low:
+                    break
+        if waiting:
+            self.state, self._noted_low = self._parking.keep(self.state, low, waiting), low
 
     def _find(self) -> Did:
         began = time.monotonic()

@@ -108,7 +108,13 @@ class TransactionalProducer:
                     if committing is not None and (committing[0] is line or self._doubt is not None):
                         yield self._arrived(committing, alive)
                         committing = None
-                    self._send(line, part, alive)
+                    try:
+                        self._send(line, part, alive)
+                    except Refused:
+                        # Whoever sets the row aside believes that everything before it is in.
+                        if committing is not None:
+                            yield self._arrived(committing, alive)
+                        raise
                     if committing is not None:
                         yield self._arrived(committing, alive)
                     committing = line, part.rows[-1][POSITION]

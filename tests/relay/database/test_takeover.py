@@ -71,6 +71,11 @@ def test_after_a_fail_over_that_lost_plans_the_last_known_one_is_in() -> None:
     assert reconcile(IDLE, said(12, 300), failed_over=True) == IDLE
 
 
+def test_a_server_that_may_lack_what_was_set_aside_repeats_instead_of_passing_it_over() -> None:
+    for record in (said(12, 300), said(ROW.delta, 150)):
+        assert reconcile(ROW, record, failed_over=True, lossy=True).low == ROW.low
+
+
 def test_the_first_record_of_a_row_agrees_with_it_wherever_it_stands() -> None:
     for row in (ROW, IDLE):
         assert reconcile(row, recorded(row), failed_over=False) == row

@@ -1,0 +1,68 @@
+"""Mode transactional with a refused row: killed at any step, each event is sent once or parked once."""
+
+import pytest
+
+from tests.conftest import TopicFactory
+from tests.relay import wire
+from tests.relay.conftest import StartRelay
+from tests.relay.scene import Scene
+
+HELD = "SELECT id::text FROM outbox_parked ORDER BY parked"
+
+
+@pytest.mark.parametrize(
+    "strike",
+    [
+        None,
+        "relay.committing 3 KILL",
+        "relay.committing 5 KILL",
+        "relay.acknowledged 2 KILL",
+        "relay.acknowledged 4 KILL",
+        "relay.parked 1 KILL",
+        "relay.parked 2 KILL",
+    ],
+)
+def test_each_event_is_sent_once_or_parked_once(
+    scene: Scene, start: StartRelay, topic: TopicFactory, strike: str | None
+) -> None:
+    scene.topic = topic("small", 2, max_message_bytes="20000")
+    scene.transactional()
+    (first,) = scene.write(1, pad=30_000)  # key k1
+    with scene.session.transaction():
+        ids = scene.write(400)
+        (second,) = scene.write(1, keys=1, pad=30_000)  # key k0
+        ids += scene.write(1)  # a key of its own chunk: k1, held
+        ids += scene.write(300)
+    settings = {"transaction_rows": "50"}
+    if strike is not None:
+        assert start(strike=strike, **settings).wait() == -9
+    start(**settings)
+    scene.wait_until_through()
+    parked = [id_ for (id_,) in scene.session.execute(HELD).fetchall()]
+    assert {first, second} <= {*parked}
+    assert len(parked) == len({*parked}), "parked once"
+    records = scene.arrived()
+    committed = scene.committed()
+    assert {record.id for record in records} == {id_ for id_, _ in committed} - {*parked}
+    sent = {record.id for record in records}
+    assert wire.plain_complaints(records, [row for row in committed if row[0] in sent]) == []
+    keys = dict(committed)
+    held = {keys[id_] for id_ in parked}
+    assert all(keys[id_] in held for id_ in parked)
+    assert not any(keys[id_] == keys[first] for id_ in sent), "its key waits"
+
+
+def test_a_chunk_in_front_of_a_refused_row_is_in_before_the_row_is_set_aside(
+    scene: Scene, start: StartRelay, topic: TopicFactory
+) -> None:
+    scene.topic = topic("small", 2, max_message_bytes="20000")
+    scene.transactional()
+    with scene.session.transaction():
+        before = scene.write(50)
+        (poison,) = scene.write(1, keys=0, pad=30_000)  # alone in its chunk
+    assert start(strike="relay.parked 1 KILL", transaction_rows="50").wait() == -9
+    start(transaction_rows="50")
+    scene.wait_until_through()
+    records = scene.arrived()
+    assert {record.id for record in records} == {*before}
+    assert wire.plain_complaints(records, [row for row in scene.committed() if row[0] != poison]) == []
