@@ -15,9 +15,9 @@ import psycopg
 from confluent_kafka import KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
-from outbox.consumer.properties import admin_properties
 from relay import database
 from relay.database import Connection, Database, OutcomeUnknown
+from relay.producers.properties import connection_only
 
 log = logging.getLogger("relay.ends")
 
@@ -46,7 +46,7 @@ class Ends:
 
     def __init__(self, where: Database, *, properties: Mapping[str, Any]) -> None:
         self._database = where
-        self._properties = admin_properties(properties)
+        self._properties = connection_only(properties)
         self._connection: Connection | None = None
         self._next = 0.0
 

@@ -7,12 +7,11 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
-from outbox.consumer.properties import admin_properties
-from outbox.consumer.record import headers_of
 from outbox.errors import UndecodableRecord
 from outbox.record import SEQ, Seq
 from relay.landing import Trace, Undecided, Verdict
 from relay.producers.delivery import Abandoned, Interrupted
+from relay.producers.properties import connection_only
 
 ANSWER_WITHIN = 5.0
 """Seconds for a question to the brokers."""
@@ -27,7 +26,7 @@ class KafkaLandings:
     """Reads the log itself. `properties` are a producer's; needs READ on the topic."""
 
     def __init__(self, properties: Mapping[str, Any]) -> None:
-        shared = admin_properties(properties)
+        shared = connection_only(properties)
         self._admin = AdminClient(dict(shared))
         self._consumer = Consumer(
             {
@@ -122,7 +121,8 @@ def _follows(seq: Seq, known: Seq) -> bool:
 
 def _judge(message: Message, wanted: Seq) -> Verdict | None:
     found = None
-    for name, value in headers_of(message):
+    headers: Any = message.headers()
+    for name, value in headers or ():
         if name == SEQ:
             found = value
             break

@@ -14,6 +14,7 @@ from outbox.errors import ConfigurationError, GuardViolation, UndecodableRecord
 from outbox.record import Seq
 from relay.producers.delivery import Abandoned, Interrupted, Recorded
 from relay.producers.inquiry import FORBIDDEN, METADATA_TIMEOUT, UNKNOWN, Inquiry
+from relay.producers.properties import connection_only
 
 log = logging.getLogger("relay.producer")
 
@@ -92,7 +93,7 @@ class Ledger:
         consumer = Consumer(
             {
                 # The producer's own settings would only be warned of here; these say where and as whom.
-                **{name: value for name, value in self._properties.items() if _is_connection(name)},
+                **connection_only(self._properties),
                 "group.id": f"{self.topic}.{self.shard}",
                 "enable.auto.commit": False,
                 "enable.auto.offset.store": False,
@@ -228,24 +229,3 @@ def decoded(value: bytes | None, topic: str) -> Recorded | None:
         return Recorded(Seq.parse(found["seq"].encode()), found["done"], found["next"])
     except (ValueError, KeyError, TypeError, AttributeError, UndecodableRecord) as error:
         raise GuardViolation(f"topic {topic} holds what no relay wrote: {value[:100]!r}") from error
-
-
-_CONNECTION = (
-    "bootstrap.servers",
-    "client.",
-    "security.",
-    "sasl.",
-    "ssl.",
-    "socket.",
-    "broker.",
-    "enable.ssl.",
-    "oauth",
-    "https.",
-    "log",
-    "reconnect.",
-)
-
-
-def _is_connection(name: str) -> bool:
-    """Does this property say where the brokers are, who we are, or how to reach them?"""
-    return name.startswith(_CONNECTION)

@@ -155,3 +155,24 @@ def _logger() -> logging.Logger:
     if not any(isinstance(known, _Known) for known in logger.filters):
         logger.addFilter(_Known())
     return logger
+
+
+_CONNECTION = (
+    "bootstrap.servers",
+    "client.",
+    "security.",
+    "sasl.",
+    "ssl.",
+    "socket.",
+    "broker.",
+    "enable.ssl.",
+    "oauth",
+    "https.",
+    "log",
+    "reconnect.",
+)
+
+
+def connection_only(properties: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the brokers are, who we are and how to reach them; for clients that only read or ask."""
+    return {name: value for name, value in properties.items() if name.startswith(_CONNECTION)}

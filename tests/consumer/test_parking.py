@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from sqlalchemy import create_engine, text
+from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.orm import Session, sessionmaker
 
 from outbox import Reject, Retry
@@ -232,14 +232,16 @@ def without_a_queue(_: Any, __: Any, runs: Any, *, room: int) -> Any:
 
 @pytest.mark.parametrize("queue", [parked.queue, without_a_queue], ids=["ours", "naive"])
 def test_key_order_and_exactly_once_survive_poison_releases_takeovers_and_broken_connections(
-    build: StageFactory, queue: Any, monkeypatch: pytest.MonkeyPatch
+    build: StageFactory, queue: Any, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     monkeypatch.setattr(parked, "queue", queue)
     chance = random.Random(7)
     stage = build(partitions=2)
     poison = {f"k{k}:{n}" for k in range(8) for n in range(30) if chance.random() < 0.1}
     healed: set[str] = set()
-    consumers = [_stumbling(stage, poison, healed) for _ in range(2)]
+    engine = create_engine(stage.engine.url, connect_args={"application_name": BREAKABLE})
+    request.addfinalizer(engine.dispose)
+    consumers = [_stumbling(stage, engine, poison, healed) for _ in range(2)]
     numbers: dict[str, int] = defaultdict(int)
     total = 240
     with running(consumers[0]), running(consumers[1]):
@@ -270,8 +272,7 @@ def test_key_order_and_exactly_once_survive_poison_releases_takeovers_and_broken
     assert len(set(effects)) == len(effects)
 
 
-def _stumbling(stage: Stage, poison: set[str], healed: set[str]) -> Consumer:
-    engine = create_engine(stage.engine.url, connect_args={"application_name": BREAKABLE})
+def _stumbling(stage: Stage, engine: Engine, poison: set[str], healed: set[str]) -> Consumer:
     consumer = stage.consumer(max_parked=10_000, batch_size=20, sessions=sessionmaker(engine))
 
     @consumer.on(topic=stage.topic)

@@ -62,7 +62,11 @@ class Half:
     ) -> None:
         database = Database(url)
         self.connection = database.connect("test")
-        self.reading = database.connect("test reader")
+        try:
+            self.reading = database.connect("test reader")
+        except BaseException:
+            self.connection.close()
+            raise
         self.row = ShardRow(self.connection, number)
         self.looker = Looker(self.connection, limit=limit, buckets=buckets)
         self.reader = DeltaReader(self.reading, rows=rows, bytes_=bytes_)
