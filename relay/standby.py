@@ -69,8 +69,7 @@ class Standbys:
             if reached:
                 self._back()
                 return
-            waited = time.monotonic() - began
-            if waited >= self._patience and self._gone(state, waited):
+            if time.monotonic() - began >= self._patience and self._gone(state):
                 return
             if not self._supervision.lease.held or self._supervision.stopping():
                 raise Abandoned("told to stop while a standby had not flushed the plan")
@@ -99,9 +98,10 @@ class Standbys:
             )
         return found, reached >= self._wanted
 
-    def _gone(self, state: Progress, waited: float) -> bool:
+    def _gone(self, state: Progress) -> bool:
         """Say that they are away; True if we shall go on without them."""
-        why = f"{self._who} did not flush the plan of delta {state.delta} within {waited:.0f} s"
+        # The seconds configured, not those waited: the same complaint each time.
+        why = f"{self._who} did not flush the plan of delta {state.delta} within {self._patient:g} s"
         if self._away:
             return True
         if not self._goes_on:
