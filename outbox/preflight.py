@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 
 from outbox.errors import EventRejected
-from outbox.record import REPLAY, RESERVED_HEADERS
+from outbox.record import PROGRESS_TOPICS, REPLAY, RESERVED_HEADERS
 
 MAX_RECORD_BYTES = 1_000_000
 """Key, value and headers of one record. Kafka's default limit for a batch (message.max.bytes) is 1,048,588
@@ -18,13 +18,15 @@ _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 def topic_fault(topic: object) -> str | None:
-    """Why Kafka would refuse `topic`; None if it would not (org.apache.kafka.common.internals.Topic)."""
+    """Why Kafka or the relay would refuse `topic`; None if not (org.apache.kafka.common.internals.Topic)."""
     if not isinstance(topic, str):
         return f"a topic's name is a str, not {type(topic).__name__}"
     if topic in {".", ".."}:
         return f"a topic cannot be named {topic!r}"
     if not _TOPIC.fullmatch(topic):
         return f"topic {topic!r} is not 1 to 249 of the characters A-Z a-z 0-9 . _ -"
+    if topic.startswith(PROGRESS_TOPICS):
+        return f"topic {topic!r}: {PROGRESS_TOPICS}* holds the relays' own records; choose another name"
     return None
 
 

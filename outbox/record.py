@@ -18,6 +18,9 @@ JSON = "application/json"
 
 EVERYBODY = "*"
 
+PROGRESS_TOPICS = "outbox.progress."
+"""How the topics begin in which relays keep how far they are: an event there could be taken for that."""
+
 
 def replay(job: int, groups: str) -> str:
     """The header of a record that is sent again: which job, and for whom (`*`, or groups with commas)."""

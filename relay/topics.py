@@ -9,11 +9,15 @@ from collections.abc import Collection
 from typing import Any, Protocol
 
 from outbox.errors import Fenced
+from outbox.record import PROGRESS_TOPICS
 from relay import database
 from relay.database import Connection
+from relay.producers import TopicRefused
 from relay.progress import Progress
 
 log = logging.getLogger("relay.topics")
+
+_PROGRESS = PROGRESS_TOPICS.encode()
 
 KNOWN = "SELECT topic, partitions FROM outbox_topic WHERE shard = %(shard)s"
 
@@ -78,6 +82,18 @@ class CompactedTopic(UnfitTopic):
         )
 
 
+class HeldUp(UnfitTopic):
+    """A compacted topic inside the delta that a change of the number of shards waits for: a deadlock."""
+
+    def __init__(self, topic: str) -> None:
+        super().__init__(
+            topic,
+            "is compacted, which needs another mode, and no mode is changed while the number of shards is "
+            "being changed: first outbox-relay shards set --cancel, then outbox-relay shards mode "
+            "transactional",
+        )
+
+
 class Topics:
     """Partition counts for one shard's owner."""
 
@@ -100,8 +116,11 @@ class Topics:
     def resolve(self, state: Progress, topic: bytes) -> tuple[str, int]:
         """Name and partition count of `topic`, written down before its first record.
 
-        Raises UnfitTopic when nothing may go to it, Fenced when the shard has another owner.
+        Raises UnfitTopic when nothing may go to it, TopicRefused when nothing ever will, Fenced when the
+        shard has another owner.
         """
+        if topic.startswith(_PROGRESS):
+            raise TopicRefused(topic.decode(), f"{PROGRESS_TOPICS}* holds the relays' own records, no events")
         known = self._counts.get(topic)
         if known is not None:
             return known

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from confluent_kafka import murmur2
 
-from outbox.record import Seq
+from outbox.record import PROGRESS_TOPICS, Seq
 from relay.landing import Landings
 from relay.row import KEY, POSITION, TOPIC, Row, describe
 
@@ -42,7 +42,7 @@ class Names:
 
     @property
     def progress_topic(self) -> str:
-        return f"outbox.progress.{self.system_identifier}.{self.database_oid}"
+        return f"{PROGRESS_TOPICS}{self.system_identifier}.{self.database_oid}"
 
 
 @dataclass(frozen=True, slots=True)

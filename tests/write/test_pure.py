@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outbox import UndecodableRecord, preflight, uuid7
-from outbox.record import RESERVED_HEADERS, Seq
+from outbox.record import REPLAY, RESERVED_HEADERS, Seq
+from relay.producers import Names
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"))
 NUMBER = st.integers(0, 2**63 - 1)
@@ -83,7 +84,7 @@ def test_other_bytes_are_no_sequence(value: bytes) -> None:
 @given(headers=st.dictionaries(TEXT.filter(bool), TEXT))
 def test_any_text_is_a_header_but_the_relays_own(headers: dict[str, str]) -> None:
     fault = preflight.headers_fault(headers)
-    assert (fault is None) == RESERVED_HEADERS.isdisjoint(headers)
+    assert (fault is None) == {*RESERVED_HEADERS, REPLAY}.isdisjoint(headers)
 
 
 @given(headers=st.dictionaries(TEXT, TEXT), key=st.none() | TEXT, payload=st.none() | st.binary())
@@ -98,7 +99,14 @@ def test_a_record_is_measured_in_bytes_not_characters(
 
 @given(topic=st.from_regex(r"[A-Za-z0-9._-]{1,249}", fullmatch=True))
 def test_every_name_kafka_takes_is_a_topic(topic: str) -> None:
-    assert (preflight.topic_fault(topic) is None) == (topic not in {".", ".."})
+    free = topic not in {".", ".."} and not topic.startswith("outbox.progress.")
+    assert (preflight.topic_fault(topic) is None) == free
+
+
+def test_the_topics_in_which_relays_keep_their_progress_take_no_event() -> None:
+    ours = Names(7, 5, 0).progress_topic
+    assert "holds the relays' own records" in (preflight.topic_fault(ours) or "")
+    assert preflight.topic_fault("outbox.progress") is None
 
 
 @given(topic=st.text().filter(lambda text: not text.isascii() or not text))

@@ -109,10 +109,15 @@ def test_it_schedules_and_seals_too(engine: Engine, session: Session) -> None:
     ("arguments", "fault"),
     [
         ("payload => '', headers => '{\"id\": \"x\"}'", "header 'id' is written by the relay"),
+        ("payload => '', headers => '{\"outbox-replay\": \"x\"}'", "header 'outbox-replay' is written by"),
         ("payload => '', headers => '{\"n\": 1}'", "header 'n' is a number, not a string"),
         ("payload => '', headers => '[]'", "headers are an object of names and texts, not array"),
         ("payload => '', topic => 'a b'", "topic 'a b' is not 1 to 249 of the characters"),
         ("payload => '', topic => '..'", "topic '..' is not"),
+        (
+            "payload => '', topic => 'outbox.progress.7.5'",
+            "'outbox.progress.7.5': .* the relays' own records",
+        ),
         ("payload => repeat('x', 1000000)", "has 1000257 bytes .* and the limit is 1000000"),
         ("payload => '', deliver_at => now(), occurred_at => now()", "leave occurred_at away"),
         ("payload => '', deliver_at => now(), sealed => true", "leave sealed away"),
@@ -137,7 +142,9 @@ def test_what_is_missing_is_said(session: Session, missing: str) -> None:
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=12)
-NAME = TEXT | st.sampled_from(["id", "type", "outbox-seq", "traceparent", "content-type", ""])
+NAME = TEXT | st.sampled_from(
+    ["id", "type", "outbox-seq", "outbox-replay", "traceparent", "content-type", ""]
+)
 
 
 @given(
@@ -145,11 +152,13 @@ NAME = TEXT | st.sampled_from(["id", "type", "outbox-seq", "traceparent", "conte
     key=st.none() | TEXT,
     topic=st.none()
     | TEXT
-    | st.sampled_from([".", "..", "orders", "orders\n", "x" * 249, "x" * 250, "ä", ""]),
+    | st.sampled_from([".", "..", "orders", "orders\n", "x" * 249, "x" * 250, "ä", ""])
+    | st.sampled_from(["outbox.progress", "outbox.progress.", "outbox.progress.7.5", "outbox_progress.7"]),
     payload=st.none() | st.binary(max_size=40),
     headers=st.none() | st.dictionaries(NAME, TEXT | st.integers() | st.none(), max_size=3),
     limit=st.integers(250, 330),
 )
+@example("order", "k", "outbox.progress.7.5", b"", None, 330)
 @example("order", "kä", None, b"x" * 10, {"ä": "ü"}, 256 + 3 + 10 + 4)
 @example("order", "kä", None, b"x" * 10, {"ä": "ü"}, 256 + 3 + 10 + 3)
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -91,6 +91,9 @@ DECLARE
         -- A repetition of 1 to 249 in the pattern would cost 120 µs.
         WHEN target IN ('.', '..') OR length(target) > 249 OR target !~ '^[A-Za-z0-9._-]+$' THEN
             'topic ' || quote_literal(target) || ' is not 1 to 249 of the characters A-Z a-z 0-9 . _ -'
+        WHEN starts_with(target, 'outbox.progress.') THEN
+            'topic ' || quote_literal(target)
+            || ': outbox.progress.* holds the relays'' own records; choose another name'
         WHEN occurred_at IS NOT NULL AND deliver_at IS NOT NULL THEN
             'an event that is scheduled bears the moment of its delivery; leave occurred_at away'
         WHEN sealed AND deliver_at IS NOT NULL THEN
@@ -109,7 +112,7 @@ BEGIN
                 + octet_length(convert_to(header.value #>> '{{}}', 'UTF8'));
             fault := CASE
                 WHEN header.key = '' THEN 'a header has no name'
-                WHEN header.key IN ('id', 'type', 'outbox-seq', 'traceparent') THEN
+                WHEN header.key IN ('id', 'type', 'outbox-seq', 'outbox-replay', 'traceparent') THEN
                     'header ' || quote_literal(header.key) || ' is written by the relay; choose another name'
                 WHEN header.kind <> 'string' THEN
                     'header ' || quote_literal(header.key) || ' is a ' || header.kind || ', not a string'

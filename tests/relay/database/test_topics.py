@@ -82,6 +82,27 @@ def test_a_compacted_topic_is_refused_unless_it_is_allowed(half: Half) -> None:
     assert Topics(half.connection, broker).resolve(state, b"orders") == ("orders", 3)
 
 
+def test_a_row_for_a_topic_in_which_relays_keep_their_progress_is_parked_and_none_arrives_there(
+    database: str, writer: Session, broker: MemoryBroker
+) -> None:
+    """Somebody wrote it past `emit` and `outbox_emit`."""
+    write(writer, 2)
+    stray = (
+        "INSERT INTO outbox_event (id, aggregatetype, aggregateid, type, payload, topic) "
+        "VALUES (gen_random_uuid(), 'order', 'k', 'order.placed.v1', '', 'outbox.progress.7.5')"
+    )
+    writer.execute(stray.encode())
+    write(writer, 2)
+    carrying = shard(database, broker)
+    drain(carrying)
+    carrying.finish()
+    assert [found.topic for found in broker.log] == ["outbox.event.order"] * 4
+    parked = writer.execute("SELECT topic, state, error FROM outbox_parked").fetchall()
+    assert parked == [
+        ("outbox.progress.7.5", "failed", "outbox.progress.* holds the relays' own records, no events")
+    ]
+
+
 def test_a_topic_that_becomes_compacted_is_refused_from_the_next_refresh_on(half: Half) -> None:
     broker, state = Metadata(), half.row.claim()
     found = Topics(half.connection, broker, compacted=False)
