@@ -163,7 +163,15 @@ class Shard:
             row, state, producer, self._may_go_on, failed_over=failed_over, lossy=lossy
         )
         tenure = Tenure(
-            self._config, connection, reading, producer, row, state, here, supervision=self._supervision
+            self._config,
+            connection,
+            reading,
+            producer,
+            row,
+            state,
+            here,
+            supervision=self._supervision,
+            switch_at=self._switch_at,
         )
         tenure.passed_over(known)
         log.info(

@@ -23,7 +23,7 @@ from relay.reshard import Ending
 from relay.row import POSITION, Row
 from relay.standby import Standbys
 from relay.supervision import Supervision
-from relay.topics import CompactedTopic, Topics, UnfitTopic, UnknownTopic
+from relay.topics import CompactedTopic, HeldUp, Topics, UnfitTopic, UnknownTopic
 
 log = logging.getLogger("relay.shard")
 
@@ -81,7 +81,10 @@ class Tenure:
         state: Progress,
         surroundings: guards.Surroundings,
         supervision: Supervision,
+        *,
+        switch_at: float = 0.0,
     ) -> None:
+        """`switch_at`: from when on a mode that could not be had may be asked for again (monotonic)."""
         self.state = state
         self._config = config
         self._connection = connection
@@ -91,7 +94,7 @@ class Tenure:
         self._server = surroundings.server
         self._supervision = supervision
         self._transactional = state.mode == TRANSACTIONAL
-        self._refused_mode = state.wanted_mode if state.next is None else None
+        self._switch_at = switch_at
         rows = config.transaction_rows if self._transactional else config.chunk_rows
         self._looker = Looker(connection, limit=config.look_rows, buckets=state.buckets)
         self._ending = Ending(connection, row)
@@ -115,7 +118,7 @@ class Tenure:
         self._supervision.parked(self._parking.count)
         self._sent = False
         self._noted_low = state.low
-        self._mode_at = self._claimed_at = time.monotonic()
+        self._mode_at = time.monotonic()
         self._busy_at = self._advanced_at = self._topics_at = self._asked_at = 0.0
         self._jobs_at = self._replays_at = 0.0
         self._live_turn = True
@@ -233,11 +236,16 @@ class Tenure:
         if self.state.next is None and now - self._mode_at >= MODE_EVERY:
             self._mode_at = now
             self.state = self._row.read_again(self.state)
-        wanted = self.state.wanted_mode
-        refused = wanted == self._refused_mode and now - self._claimed_at < takeover.SWITCH_AGAIN
-        if wanted is not None and not refused:
+        if self._may_switch(now):
             self._confirm()
             raise takeover.ModeWanted
+
+    def _may_switch(self, now: float) -> bool:
+        """Is a claim for another mode worth it? Each that cannot give it fences and asks the brokers anew."""
+        state = self.state
+        if state.wanted_mode is None:
+            return False
+        return state.wanted_mode == state.mode or (not state.frozen and now >= self._switch_at)
 
     def _has_job(self) -> bool:
         return self.state.job is not None
@@ -316,7 +324,9 @@ class Tenure:
         """A compacted topic waits for another mode, and gets it here: nothing beyond `low` was given away."""
         if isinstance(stop, CompactedTopic):
             self.state, self._noted_low = self._row.mark_low(self.state, self.state.low), self.state.low
-            if self.state.wanted_mode is not None:
+            if self.state.frozen:
+                raise HeldUp(stop.topic)
+            if self._may_switch(time.monotonic()):
                 raise takeover.ModeWanted(self.state)
 
     def _idle(self, look: Look, *, slow: bool) -> float:

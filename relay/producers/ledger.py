@@ -50,8 +50,13 @@ class Ledger:
         self.shard = shard
 
     def prepare(self) -> None:
-        """Have the topic with this shard's partition. Raises ConfigurationError naming the command."""
+        """Have the topic with this shard's partition.
+
+        Raises Interrupted, naming the command where somebody else has to run it: the shard waits for that.
+        ConfigurationError for a topic whose records would go away.
+        """
         admin = self._inquiry.admin()
+        there = 0
         try:
             found = admin.list_topics(self.topic, timeout=METADATA_TIMEOUT).topics[self.topic]
             if found.error is not None and found.error.code() not in UNKNOWN:
@@ -63,14 +68,14 @@ class Ledger:
                 admin.create_topics([new], operation_timeout=METADATA_TIMEOUT)[self.topic].result()
                 log.info("created topic %s", self.topic)
                 self._wait_for_leader(admin)
-            elif len(found.partitions) <= self.shard:
+            elif (there := len(found.partitions)) <= self.shard:
                 more = NewPartitions(self.topic, self.shard + 1)
                 admin.create_partitions([more], operation_timeout=METADATA_TIMEOUT)[self.topic].result()
                 self._wait_for_leader(admin)
             else:
                 self._check()
         except KafkaException as error:
-            self._not_prepared(error.args[0])
+            self._not_prepared(error.args[0], there)
 
     def _wait_for_leader(self, admin: AdminClient) -> None:
         """A new partition is known before its leader takes records."""
@@ -194,12 +199,18 @@ class Ledger:
                 f"--entity-name {self.topic} --add-config cleanup.policy=compact"
             )
 
-    def _not_prepared(self, error: KafkaError) -> None:
+    def _not_prepared(self, error: KafkaError, there: int) -> None:
         if error.code() == KafkaError.TOPIC_ALREADY_EXISTS:
             return
         if error.code() in FORBIDDEN:
+            if there:
+                raise Interrupted(
+                    f"topic {self.topic} has {there} partitions, none for shard {self.shard}, and the "
+                    "relay may not add any; grant ALTER on it, or run: kafka-topics.sh --alter --topic "
+                    f"{self.topic} --partitions <number of shards>"
+                )
             settings = " ".join(f"--config {name}={value}" for name, value in SETTINGS.items())
-            raise ConfigurationError(
+            raise Interrupted(
                 f"the relay may not create topic {self.topic}; run: kafka-topics.sh --create --topic "
                 f"{self.topic} --partitions {self.shard + 1} {settings}"
             )
