@@ -13,22 +13,26 @@ What services pass on the writing side:
     outbox.retried  function=, attempt=   a transaction is about to run again, for its timing alone
 """
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
 Observer = Callable[[str, dict[str, Any]], None]
 
 _observers: tuple[Observer, ...] = ()
+_changing = threading.Lock()
 
 
 def subscribe(observer: Observer) -> Callable[[], None]:
     """Call `observer(point, facts)` at every point from now on; the returned function ends that."""
     global _observers
-    _observers = (*_observers, observer)
+    with _changing:
+        _observers = (*_observers, observer)
 
     def unsubscribe() -> None:
         global _observers
-        _observers = tuple(o for o in _observers if o is not observer)
+        with _changing:
+            _observers = tuple(o for o in _observers if o is not observer)
 
     return unsubscribe
 
