@@ -20,13 +20,17 @@ AGAIN = 10.0
 
 
 class _Charge:
-    """One database: a relay on a thread of its own, begun anew after whatever ended it."""
+    """One database: a relay on a thread of its own, begun anew after whatever ended it.
+
+    Its instance has the section's name: two sections that reach one database are two relays there, which
+    share its shards. Under one name each would take the other's leases for its own.
+    """
 
     def __init__(self, name: str, config: RelayConfig) -> None:
         self.name = name
-        self._config = config
+        self._config = config.model_copy(update={"instance": f"{config.instance}.{name}"})
         self._bell = loop.Bell()
-        self._relay = Relay(config)
+        self._relay = Relay(self._config)
         self._failure: str | None = None
         self._thread = threading.Thread(target=self._run, name=f"outbox-{name}", daemon=True)
 

@@ -69,7 +69,30 @@ def test_each_database_is_carried_and_one_that_is_broken_harms_no_other(
         sound.wait_until_through(60)
         assert relay.stop() == 0
     assert [scene.complaints() for scene in scenes] == [[], []]
-    assert [scene.status("both")["state"] for scene in scenes] == ["stopped", "stopped"]
+    states = [sound.status("both.sound")["state"], broken.status("both.broken")["state"]]
+    assert states == ["stopped", "stopped"]
+
+
+def test_two_sections_that_reach_one_database_are_two_relays_there(scene: Scene, tmp_path: Path) -> None:
+    settings = {
+        "OUTBOX_KAFKA_BOOTSTRAP_SERVERS": scene.bootstrap,
+        "OUTBOX_DATABASES__ONE__URL": scene.database,
+        "OUTBOX_DATABASES__SAME__URL": scene.database,
+        "OUTBOX_LEASE": "1",
+        "OUTBOX_INSTANCE": "twice",
+    }
+    with RelayProcess(settings, tmp_path / "relay.log") as relay:
+        for _ in range(3):
+            scene.write(50)
+            scene.wait_until_through(60)
+        both = "SELECT array_agg(instance ORDER BY instance) = '{twice.one,twice.same}' FROM outbox_relay"
+        scene.wait(both)
+        scene.wait("SELECT min(heartbeat) > max(started_at) + interval '3 s' FROM outbox_relay")
+        assert relay.log.count("lease taken") == 1
+        assert relay.count("relay.fenced") == 0
+        assert scene.value("SELECT epoch FROM outbox_shard") == 1
+        assert relay.stop() == 0
+    assert scene.complaints() == []
 
 
 FILE = """
