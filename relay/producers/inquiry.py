@@ -90,14 +90,14 @@ class Inquiry:
     ) -> None:
         self._properties = properties
         self._listen = listen
-        self._stopping = stopping
+        self.stopping = stopping
         self._secret: set[str] = set()
         self.complaints: deque[KafkaError] = deque(maxlen=16)
 
     def metadata(self, client: Producer, topic: str | None) -> Any:
         """Raises Interrupted while no broker answers."""
         try:
-            found = self._answer(_asked(lambda: client.list_topics(topic, METADATA_TIMEOUT)))
+            found = self.answer(_asked(lambda: client.list_topics(topic, METADATA_TIMEOUT)))
         except KafkaException as error:
             self._listen()
             raise self._silence() from error
@@ -160,7 +160,7 @@ class Inquiry:
 
     def _policy(self, topic: str, answer: Future[dict[str, ConfigEntry]]) -> frozenset[str] | None:
         try:
-            value = self._answer(answer)["cleanup.policy"].value
+            value = self.answer(answer)["cleanup.policy"].value
         except KafkaException as error:
             if error.args[0].code() in UNKNOWN:
                 return None
@@ -191,14 +191,14 @@ class Inquiry:
                     return ALL_DOWN if code == KafkaError._ALL_BROKERS_DOWN else said
         return None
 
-    def _answer(self, future: "Future[T]") -> T:
+    def answer(self, future: "Future[T]") -> T:
         """Waits for it. Raises Interrupted soon after we are told to stop: it may take long to come."""
         until = math.inf
         while True:
             try:
                 return future.result(0.1)
             except TimeoutError:
-                if self._stopping():
+                if self.stopping():
                     until = min(until, time.monotonic() + HURRIED)
                 if time.monotonic() > until:
                     raise Interrupted("told to stop while the brokers were asked") from None

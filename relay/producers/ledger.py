@@ -65,12 +65,14 @@ class Ledger:
                 new = NewTopic(
                     self.topic, num_partitions=self.shard + 1, replication_factor=-1, config=SETTINGS
                 )
-                admin.create_topics([new], operation_timeout=METADATA_TIMEOUT)[self.topic].result()
+                made = admin.create_topics([new], operation_timeout=METADATA_TIMEOUT)
+                self._inquiry.answer(made[self.topic])
                 log.info("created topic %s", self.topic)
                 self._wait_for_leader(admin)
             elif (there := len(found.partitions)) <= self.shard:
                 more = NewPartitions(self.topic, self.shard + 1)
-                admin.create_partitions([more], operation_timeout=METADATA_TIMEOUT)[self.topic].result()
+                made = admin.create_partitions([more], operation_timeout=METADATA_TIMEOUT)
+                self._inquiry.answer(made[self.topic])
                 self._wait_for_leader(admin)
             else:
                 self._check()
@@ -78,17 +80,22 @@ class Ledger:
             self._not_prepared(error.args[0], there)
 
     def _wait_for_leader(self, admin: AdminClient) -> None:
-        """A new partition is known before its leader takes records."""
-        place = TopicPartition(self.topic, self.shard)
-        for attempt in range(READY_ATTEMPTS):
+        """A new partition is known before its leader takes records. Raises Interrupted when told to stop."""
+        until = time.monotonic() + READY_ATTEMPTS * READY_EVERY
+        while True:
             try:
-                (answer,) = admin.list_offsets({place: OffsetSpec.latest()}).values()  # type: ignore[no-untyped-call]
-                answer.result(METADATA_TIMEOUT)
+                self._latest(admin)
                 return
             except KafkaException:
-                if attempt + 1 == READY_ATTEMPTS:
+                if self._inquiry.stopping() or time.monotonic() > until:
                     raise
                 time.sleep(READY_EVERY)
+
+    def _latest(self, admin: AdminClient) -> int:
+        """Where the partition ends, as its leader says within `METADATA_TIMEOUT`."""
+        place = {TopicPartition(self.topic, self.shard): OffsetSpec.latest()}  # type: ignore[no-untyped-call]
+        (answer,) = admin.list_offsets(place, request_timeout=METADATA_TIMEOUT).values()
+        return int(self._inquiry.answer(answer).offset)
 
     def read(self, alive: Callable[[], bool]) -> Recorded:
         """The last committed record, read up to an end that the leader itself names.

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
@@ -48,11 +48,14 @@ class Unrecorded(Forbidden):
         pass
 
     def begin(self, recorded: Recorded, alive: Callable[[], bool]) -> None:  # noqa: ARG002
-        Ledger({}, cast(Inquiry, _Asked()), topic="outbox.progress.7.5", shard=1).prepare()
+        Ledger({}, _Asked(), topic="outbox.progress.7.5", shard=1).prepare()
 
 
-class _Asked:
+class _Asked(Inquiry):
     """A cluster on which the progress topic has one partition and we hold no ALTER."""
+
+    def __init__(self) -> None:
+        super().__init__({}, listen=lambda: None, stopping=lambda: False)
 
     def admin(self) -> Any:
         refused: Future[None] = Future()
