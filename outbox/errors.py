@@ -10,6 +10,7 @@ OutboxError
 ├── CatalogError              two classes claim one event name and version, or none does
 ├── UndecodableRecord         a record that no registered event class can read
 ├── GuardViolation            the database or cluster is not the one whose events were numbered
+│   └── WrongDatabase         and that is so for each of its shards
 ├── Fenced                    somebody else owns the shard or partition now; nothing was changed
 └── HandlerSignal             raised by handlers to steer the consumer
     ├── Retry                 roll back, keep the record, try again later
@@ -57,6 +58,10 @@ class UndecodableRecord(OutboxError):
 
 class GuardViolation(OutboxError):
     """The database or Kafka cluster is not the one whose events were numbered so far."""
+
+
+class WrongDatabase(GuardViolation):
+    """What is wrong is wrong for every shard: none of them may be carried."""
 
 
 class Fenced(OutboxError):

@@ -113,7 +113,7 @@ class Relay:
             self._move_at = now + self._move()
         if now >= self._survey_at:
             self._survey_at = now + self._backlog.run_once()
-        rounds = [carrier.shard.run_once() for carrier in tuple(self._carriers.values())]
+        rounds = [carrier.run_once() for carrier in tuple(self._carriers.values())]
         return Did(sum(did.published for did in rounds), min((did.rest for did in rounds), default=TROUBLED))
 
     def close(self) -> None:
@@ -175,7 +175,9 @@ class Relay:
             status=self._report.shard(lease.shard),
             behind=lambda: self._backlog.alarm(lease.shard),
         )
-        carrier = self._carriers[lease.shard] = Carrier(lease, bell, shard, self._carrier_ended)
+        carrier = self._carriers[lease.shard] = Carrier(
+            lease, bell, shard, several=lambda: self._leases.shards > 1, ended=self._carrier_ended
+        )
         if self._threads:
             carrier.start()
             if self._bell.stopping:
@@ -188,10 +190,9 @@ class Relay:
             carrier.shard.finish()
             self._release(carrier)
 
-    def _carrier_ended(self, failure: BaseException | None) -> None:
+    def _carrier_ended(self, carrier: Carrier) -> None:
         """On the carrier's thread, its last act."""
-        if failure is not None:
-            self._failure = failure
+        if carrier.failure is not None:
             self.stop()
         self._bell.ring()
         self._news.ring()
@@ -199,6 +200,7 @@ class Relay:
     def _release_ended(self) -> None:
         for carrier in tuple(self._carriers.values()):
             if self._threads and carrier.ended:
+                self._failure = carrier.failure or self._failure
                 self._release(carrier)
 
     def _release(self, carrier: Carrier) -> None:

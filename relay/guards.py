@@ -3,7 +3,7 @@
 import logging
 from dataclasses import dataclass
 
-from outbox.errors import GuardViolation, SchemaError
+from outbox.errors import SchemaError, WrongDatabase
 from outbox.storage.version import LATEST
 from relay import database
 from relay.database import Connection, OutcomeUnknown
@@ -83,7 +83,7 @@ class Surroundings:
 def examine(connection: Connection, kafka_cluster_id: str | None) -> Surroundings:
     """Pass only where the events numbered so far were numbered; write the identity down the first time.
 
-    Raises GuardViolation naming what differs. `kafka_cluster_id` None: the broker does not tell.
+    Raises WrongDatabase naming what differs. `kafka_cluster_id` None: the broker does not tell.
     """
     require_version(connection)
     row = database.execute(connection, FACTS).fetchone()
@@ -92,12 +92,12 @@ def examine(connection: Connection, kafka_cluster_id: str | None) -> Surrounding
     if here.timeline is None:
         raise OutcomeUnknown("this server is a standby; waiting for the primary")
     if here.row_security:
-        raise GuardViolation(
+        raise WrongDatabase(
             "row-level security is enabled on outbox_event and would hide events; run: "
             "ALTER TABLE outbox_event DISABLE ROW LEVEL SECURITY"
         )
     if here.sequence_cache != 1:
-        raise GuardViolation(
+        raise WrongDatabase(
             f"the sequence of outbox_event.position caches {here.sequence_cache} numbers, which breaks the "
             "order of events; run: ALTER TABLE outbox_event ALTER COLUMN position SET CACHE 1"
         )
@@ -140,14 +140,14 @@ def _compare(connection: Connection, here: Surroundings, cluster: str | None) ->
     assert known is not None
     system, oid, _, known_cluster = known
     if (system, oid) != (here.system_identifier, here.database_oid):
-        raise GuardViolation(
+        raise WrongDatabase(
             f"outbox_identity names database {oid} of system {system}, but here is {here.database_oid} of "
             f"{here.system_identifier}: the tables were copied or restored here and the transaction "
             "ids in them belong to the other server; publishing would lose or repeat events. If this copy "
             "takes the original's place, run: outbox-relay rebase"
         )
     if cluster is not None and known_cluster is not None and cluster != known_cluster:
-        raise GuardViolation(
+        raise WrongDatabase(
             f"events of this database went to Kafka cluster {known_cluster}, this is {cluster}; "
             "correct OUTBOX_KAFKA_BOOTSTRAP_SERVERS or, to go on with this one, run: outbox-relay adopt"
         )
@@ -162,19 +162,19 @@ def compare_counters(connection: Connection, state: Progress) -> None:
     assert row is not None
     xmax, floor, ahead = row
     if ahead:
-        raise GuardViolation(
+        raise WrongDatabase(
             f"outbox_event holds events of transactions that this server (at {xmax}) has not begun: they "
             "were restored from another server; run: outbox-relay rebase"
         )
     planned = state.next or state.done
     if xmax < planned.xmax or xmax <= int(state.next_xid or state.done_xid):
-        raise GuardViolation(
+        raise WrongDatabase(
             f"the transaction counter stands at {xmax}, but events up to {planned.xmax} were "
             "published: the outbox was restored from another server; run: outbox-relay rebase"
         )
     known = max(state.done_floor, state.next_floor or 0)
     if floor < known:
-        raise GuardViolation(
+        raise WrongDatabase(
             f"the sequence of outbox_event.position stands at {floor}, but {known} was published: it was "
             f"restarted, and later events would be overlooked; stop the writers and run: "
             f"SELECT setval('outbox_event_position_seq', {known})"

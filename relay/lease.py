@@ -105,6 +105,8 @@ class Leases:
         self.mine: dict[int, Lease] = {}
         self.leads = False
         """Do we hold the first shard? Then what one relay should do for all is ours."""
+        self.shards = 0
+        """How many the database has, whoever holds them."""
         self.trouble: str | None = None
 
     @property
@@ -168,6 +170,7 @@ class Leases:
         found = database.execute(connection, SURVEY, values).fetchall()
         owners: dict[int, str | None] = {shard: owner for shard, owner, _ in found}
         others: list[str] = found[0][2] if found else []
+        self.shards = len(owners)
         for shard in owners.keys() - self.mine.keys():
             # A former process of the same name had it: nobody else will take it, so it is free for us.
             owners[shard] = None if owners[shard] == self._owner else owners[shard]

@@ -80,12 +80,13 @@ class Complaint:
         self._last: str | None = None
         self._said: dict[str, float] = {}
 
-    def say(self, what: str, *, level: int = logging.WARNING) -> None:
+    def say(self, what: str, *, level: int = logging.WARNING, because: BaseException | None = None) -> None:
+        """`because`: shown with its traceback."""
         now = time.monotonic()
         # Two that take turns are each said once, not at every turn.
         self._said = {said: at for said, at in self._said.items() if now - at < REPEAT_COMPLAINT}
         if what not in self._said:
-            self._log.log(level, "%s", what)
+            self._log.log(level, "%s", what, exc_info=because)
             self._said[what] = now
         self._last = what
 

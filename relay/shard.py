@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 
 from outbox import hooks
-from outbox.errors import ConfigurationError, Fenced
+from outbox.errors import ConfigurationError, Fenced, OutboxError
 from relay import database, guards, points, takeover
 from relay.config import RelayConfig
 from relay.database import Connection, Database, OutcomeUnknown
@@ -25,7 +25,7 @@ TROUBLED = 1.0
 """Seconds before another attempt after a failure."""
 
 HALTED = 10.0
-"""Seconds before a refused row is tried again: an operator may have raised the topic's limit."""
+"""Seconds before what an operator has to mend is tried again: the topic's limit may be raised by then."""
 
 
 class Shard:
@@ -107,6 +107,15 @@ class Shard:
             )
         self._supervision.well()
         return did
+
+    def halt(self, failure: Exception) -> Did:
+        """Stand still for a while after what `run_once` raised, then start anew from the row."""
+        self.let_go()
+        self._producer = None  # after a failure that nobody foresaw, its state is anybody's guess
+        foreseen = isinstance(failure, OutboxError)
+        why = str(failure) if foreseen else f"{type(failure).__name__}: {failure}"
+        self._supervision.troubled("halted", why, None if foreseen else failure)
+        return Did(0, HALTED)
 
     def let_go(self) -> None:
         """Forget the claim: the next round starts from the row itself."""

@@ -95,10 +95,11 @@ class Supervision:
         """Another relay carries the shard."""
         self.status |= {"state": "standby", "alarm": None}
 
-    def troubled(self, state: str, why: str) -> None:
-        """Something is wrong and is tried again."""
+    def troubled(self, state: str, why: str, because: BaseException | None = None) -> None:
+        """Something is wrong and is tried again; `because` is what nobody foresaw."""
         self.status |= {"state": state, "alarm": why}
-        self._complaint.say(why, level=logging.ERROR if state == "halted" else logging.WARNING)
+        level = logging.ERROR if state == "halted" else logging.WARNING
+        self._complaint.say(why, level=level, because=because)
 
 
 def _nothing() -> None:

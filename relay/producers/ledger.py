@@ -28,8 +28,8 @@ SETTINGS = {
 TAIL = 64
 """Offsets from the end that are read first; the last record almost always lies there."""
 
-READY_ATTEMPTS, READY_EVERY = 50, 0.1
-"""Questions whether a new partition has its leader, and seconds between two of them."""
+READY_WITHIN, READY_EVERY = 5.0, 0.1
+"""Seconds for a new partition to have its leader, and between two questions whether it has."""
 
 SETTLED_ATTEMPTS = 50
 """Questions, `READY_EVERY` seconds apart, whether every transaction in the partition has ended."""
@@ -81,21 +81,15 @@ class Ledger:
 
     def _wait_for_leader(self, admin: AdminClient) -> None:
         """A new partition is known before its leader takes records. Raises Interrupted when told to stop."""
-        until = time.monotonic() + READY_ATTEMPTS * READY_EVERY
+        until = time.monotonic() + READY_WITHIN
         while True:
             try:
-                self._latest(admin)
+                self._end(admin, READ_UNCOMMITTED)
                 return
             except KafkaException:
                 if self._inquiry.stopping() or time.monotonic() > until:
                     raise
                 time.sleep(READY_EVERY)
-
-    def _latest(self, admin: AdminClient) -> int:
-        """Where the partition ends, as its leader says within `METADATA_TIMEOUT`."""
-        place = {TopicPartition(self.topic, self.shard): OffsetSpec.latest()}  # type: ignore[no-untyped-call]
-        (answer,) = admin.list_offsets(place, request_timeout=METADATA_TIMEOUT).values()
-        return int(self._inquiry.answer(answer).offset)
 
     def read(self, alive: Callable[[], bool]) -> Recorded:
         """The last committed record, read up to an end that the leader itself names.
@@ -166,10 +160,11 @@ class Ledger:
         )
 
     def _end(self, admin: AdminClient, level: IsolationLevel) -> int:
-        """The partition's end as a reader of this isolation level sees it."""
+        """The partition's end as a reader of this isolation level sees it. Raises Interrupted at a stop."""
         place = {TopicPartition(self.topic, self.shard): OffsetSpec.latest()}  # type: ignore[no-untyped-call]
-        (answer,) = admin.list_offsets(place, isolation_level=level).values()
-        return int(answer.result(METADATA_TIMEOUT).offset)
+        answers = admin.list_offsets(place, isolation_level=level, request_timeout=METADATA_TIMEOUT)
+        (answer,) = answers.values()
+        return int(self._inquiry.answer(answer).offset)
 
     def _newest(self, consumer: Consumer, start: int, end: int, alive: Callable[[], bool]) -> Recorded | None:
         """The last record from `start` on, read until `end` is reached."""
