@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 
 from outbox.errors import OutboxError
-from relay import database
+from relay import database, guards
 from relay.database import Connection, Database, OutcomeUnknown
 from relay.loop import Complaint
 from relay.share import Share, share
@@ -205,6 +205,8 @@ class Leases:
         if self._connection is None:
             seconds = self._duration.total_seconds()
             self._connection = self._database.connect("lease", answer_within=max(ANSWER_WITHIN, 2 * seconds))
+            # First of all: what another version of the schema lacks says less than its number.
+            guards.require_version(self._connection)
             database.execute(self._connection, FORGET)
         return self._connection
 

@@ -7,6 +7,7 @@ from typing import Any
 import click
 import psycopg
 from sqlalchemy import Connection, text
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
 from outbox.errors import SchemaError
 from outbox.storage import ddl
@@ -14,6 +15,15 @@ from outbox.storage.roles import Roles, statements
 from relay.cli import options
 
 NOT_GRANTED = "01007"
+
+LOCK_TIMEOUT = 3
+"""Seconds that a statement of the upgrade waits for a lock: so long everybody behind it waits too."""
+
+PAUSE = 5
+PATIENCE = 45
+"""Seconds between attempts, and after which none is begun."""
+
+_HELD = "a long transaction or pg_dump holds a table of the outbox"
 
 
 @click.group()
@@ -29,9 +39,19 @@ def upgrade(database_url: str | None, as_json_: bool) -> None:
 
     Run it as the role that shall own the tables: neither the application's nor the relay's.
     """
-    with options.connected(database_url) as connection:
-        before = ddl.apply(connection)
-        ddl.check(connection)
+    for attempt in Retrying(
+        retry=retry_if_exception(_locked),
+        wait=wait_fixed(PAUSE),
+        stop=stop_after_delay(PATIENCE),
+        before_sleep=_say_locked,
+        retry_error_callback=_give_up,
+    ):
+        with attempt, options.connected(database_url) as connection:
+            connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}s'"))
+            before = ddl.apply(connection)
+            ddl.check(connection)
+            warnings = ddl.warnings(connection)
+    _warn(warnings)
     if as_json_:
         options.echo_json({"before": before, "version": ddl.LATEST})
     else:
@@ -45,9 +65,11 @@ def check(database_url: str | None, as_json_: bool) -> None:
     """Compare the schema with what this program needs. Exit 1 when it does not fit."""
     with options.connected(database_url) as connection:
         problems = ddl.problems(connection)
+        warnings = ddl.warnings(connection)
     if as_json_:
-        options.echo_json({"version": ddl.LATEST, "problems": problems})
+        options.echo_json({"version": ddl.LATEST, "problems": problems, "warnings": warnings})
     else:
+        _warn(warnings)
         for problem in problems:
             click.echo(problem)
         if not problems:
@@ -97,6 +119,29 @@ def roles(database_url: str | None, create: bool, yes: bool, **names: Any) -> No
     with options.connected(database_url) as connection:
         _grant(connection, sql)
     click.echo(f"{len(sql)} statements done")
+
+
+def _locked(error: BaseException) -> bool:
+    return isinstance(
+        getattr(error.__cause__, "orig", None),
+        (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected),
+    )
+
+
+def _say_locked(_state: RetryCallState) -> None:
+    click.echo(f"{_HELD}; nothing was changed, trying again in {PAUSE} s", err=True)
+
+
+def _give_up(state: RetryCallState) -> None:
+    assert state.outcome is not None
+    raise SchemaError(
+        f"{_HELD}, and nothing was changed; let it end (pg_stat_activity shows it), then run again"
+    ) from state.outcome.exception()
+
+
+def _warn(warnings: Sequence[str]) -> None:
+    for warning in warnings:
+        click.echo(f"warning: {warning}", err=True)
 
 
 def _grant(connection: Connection, sql: Sequence[str]) -> None:

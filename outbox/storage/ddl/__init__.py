@@ -10,8 +10,18 @@ Inside an Alembic revision (`op` is used, so offline `--sql` works too):
 Without Alembic: `ddl.apply(connection)`. Both leave committing to the caller.
 """
 
-from outbox.storage.ddl.check import check, problems
+from outbox.storage.ddl.check import check, problems, warnings
 from outbox.storage.ddl.steps import apply, downgrade, statements, upgrade, version
 from outbox.storage.version import LATEST
 
-__all__ = ["LATEST", "apply", "check", "downgrade", "problems", "statements", "upgrade", "version"]
+__all__ = [
+    "LATEST",
+    "apply",
+    "check",
+    "downgrade",
+    "problems",
+    "statements",
+    "upgrade",
+    "version",
+    "warnings",
+]

@@ -32,6 +32,39 @@ WHERE t.tgname = 'outbox_seal' AND t.tgenabled IN ('O', 'A') AND t.tginitdeferre
   AND c.oid IN (to_regclass('outbox_sealed'), to_regclass('outbox_sealed_0'), to_regclass('outbox_sealed_1'))
 """
 
+_CREATORS = """
+SELECT DISTINCT quote_ident(n.nspname),
+    CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace, aclexplode(n.nspacl) a
+WHERE c.oid = to_regclass('outbox_event') AND a.privilege_type = 'CREATE'
+  AND a.grantee NOT IN (n.nspowner, c.relowner)
+  AND NOT EXISTS (SELECT FROM pg_roles r
+                  WHERE r.oid = a.grantee AND (r.rolsuper OR r.rolname = 'pg_database_owner'))
+  AND EXISTS (SELECT FROM pg_proc p WHERE p.pronamespace = n.oid AND p.prosecdef)
+ORDER BY 2
+"""
+_PLANTED = """
+SELECT DISTINCT c.oid::regclass::text, coalesce(p.oid::regprocedure::text, o.oid::regoperator::text),
+    quote_ident(pg_get_userbyid(coalesce(p.proowner, o.oprowner)))
+FROM pg_class c
+LEFT JOIN pg_attrdef f ON f.adrelid = c.oid
+LEFT JOIN pg_constraint k ON k.conrelid = c.oid
+LEFT JOIN pg_trigger t ON t.tgrelid = c.oid
+JOIN pg_depend d ON (d.classid, d.objid) IN (
+    ('pg_attrdef'::regclass, f.oid), ('pg_constraint'::regclass, k.oid), ('pg_trigger'::regclass, t.oid))
+LEFT JOIN pg_proc p ON d.refclassid = 'pg_proc'::regclass AND p.oid = d.refobjid
+LEFT JOIN pg_operator o ON d.refclassid = 'pg_operator'::regclass AND o.oid = d.refobjid
+WHERE c.relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = to_regclass('outbox_event'))
+  AND c.relname ~ '^(outbox|consumer)_'
+  AND coalesce(p.pronamespace, o.oprnamespace) <> 'pg_catalog'::regnamespace
+  AND coalesce(p.proowner, o.oprowner) <> c.relowner
+  AND (EXISTS (SELECT FROM pg_proc own WHERE own.proname = p.proname
+                  AND own.pronamespace = 'pg_catalog'::regnamespace)
+       OR EXISTS (SELECT FROM pg_operator own WHERE own.oprname = o.oprname
+                  AND own.oprnamespace = 'pg_catalog'::regnamespace))
+ORDER BY 1, 2
+"""
+
 
 def problems(connection: Connection) -> list[str]:
     """Every difference in words, with its remedy; empty when the schema is right."""
@@ -46,6 +79,16 @@ def problems(connection: Connection) -> list[str]:
     if wrong:
         return wrong
     return _event_problems(connection) + _function_problems(connection)
+
+
+def warnings(connection: Connection) -> list[str]:
+    """What does not fit its purpose although the schema is right, in words, with its remedy."""
+    return [
+        f"{role} may CREATE in schema {schema} of the outbox: a function or operator made there can be taken "
+        f"for PostgreSQL's own by statements of the relay and the services; run: REVOKE CREATE ON SCHEMA "
+        f"{schema} FROM {role}"
+        for schema, role in connection.execute(text(_CREATORS))
+    ]
 
 
 def check(connection: Connection) -> None:
@@ -72,7 +115,11 @@ def _column_problems(connection: Connection, tables: dict[str, dict[str, str]]) 
 
 
 def _event_problems(connection: Connection) -> list[str]:
-    wrong = []
+    wrong = [
+        f"table {table} calls {routine} of role {role}, which stood in the schema when the table was made; "
+        "make its defaults, constraints and triggers anew, as `db sql` prints them"
+        for table, routine, role in connection.execute(text(_PLANTED))
+    ]
     leaves = connection.scalar(text(_LEAVES))
     if leaves != ring.LEAVES:
         wrong.append(f"outbox_event has {leaves} partitions, it must have {ring.LEAVES}")

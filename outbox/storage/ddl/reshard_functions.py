@@ -5,6 +5,8 @@ of them runs at a time, its row, the shards by number, the leases. There is no p
 drivers and Alembic read their own way.
 """
 
+from outbox.storage.ddl.pin import pinned
+
 NAMES = ("outbox_shards_set(integer)", "outbox_shards_cancel()", "outbox_shards_switch()")
 
 HOOKS = (
@@ -119,22 +121,7 @@ END $$
 nothing and say so. They begin where all old ones ended, under an epoch and delta above each of theirs, so
 that no statement of a former owner fits. The source stays if all had one, and it began on this timeline."""
 
-PIN = f"""
-DO $$
-DECLARE
-    name text;
-BEGIN
-    FOREACH name IN ARRAY ARRAY{[*NAMES]!r}
-    LOOP
-        EXECUTE 'ALTER FUNCTION ' || name || ' SET search_path = pg_catalog, '
-            || quote_ident(current_schema()) || ', pg_temp';
-        EXECUTE 'REVOKE ALL ON FUNCTION ' || name || ' FROM PUBLIC';
-    END LOOP;
-END $$
-"""
-"""Nobody's search path decides which tables these functions change, and nobody runs them unasked."""
-
-UP = (*HOOKS, SET, CANCEL, SWITCH, PIN)
+UP = (*HOOKS, SET, CANCEL, SWITCH, pinned(NAMES))
 
 ONE_SHARD = """
 DO $$ BEGIN

@@ -14,7 +14,7 @@ CREATE TABLE outbox_event (
     xid           xid8        NOT NULL DEFAULT pg_current_xact_id(),
     position      bigint      NOT NULL GENERATED ALWAYS AS IDENTITY (CACHE 1),
     slot          smallint    NOT NULL
-        DEFAULT mod(date_part('epoch', statement_timestamp())::bigint / 600, 8)
+        DEFAULT mod(date_part('epoch', statement_timestamp())::bigint / 600, 8::bigint)
 ) PARTITION BY LIST (slot)
 """
 # xid stands before position: the transaction id is assigned first, the number is drawn second.
@@ -43,7 +43,7 @@ CREATE TABLE outbox_shard (
     next_xid   xid8,
     low        bigint      NOT NULL DEFAULT 0,
     CHECK (0 <= lo AND lo <= hi AND hi <= 255),
-    CHECK (num_nulls(next, next_floor, next_xid) IN (0, 3))
+    CHECK (pg_catalog.num_nulls(next, next_floor, next_xid) IN (0, 3))
 ) WITH (fillfactor = 10, autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0)
 """
 

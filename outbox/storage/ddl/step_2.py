@@ -21,7 +21,7 @@ CREATE TABLE outbox_reshard (
     upto         pg_snapshot,
     floor        bigint,
     at_xid       xid8,
-    CHECK (num_nulls(upto, floor, at_xid) IN (0, 3))
+    CHECK (pg_catalog.num_nulls(upto, floor, at_xid) IN (0, 3))
 )
 """,
     *reshard_functions.UP,

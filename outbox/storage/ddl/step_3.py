@@ -1,5 +1,7 @@
 """Step 3, frozen once released: parked rows and the jobs that send them again."""
 
+from outbox.storage.ddl.pin import pinned
+
 HOLD = """
 CREATE TABLE outbox_hold (
     hold        bigint      PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
@@ -12,7 +14,7 @@ CREATE TABLE outbox_hold (
     undecided   text        CHECK (undecided IN ('new', 'sent')),
     planned     bigint,
     note        text,
-    CHECK (num_nulls(wanted_at, wanted_by) IN (0, 2))
+    CHECK (pg_catalog.num_nulls(wanted_at, wanted_by) IN (0, 2))
 )
 """
 # One row per (topic, key) that waits, made and removed by the relay only. No unique index: a key may be too
@@ -49,7 +51,7 @@ CREATE TABLE outbox_parked (
     starts         bigint[]    NOT NULL,
     discarded_by   text,
     discard_reason text,
-    CHECK (num_nulls(discarded_by, discard_reason) IN (0, 2))
+    CHECK (pg_catalog.num_nulls(discarded_by, discard_reason) IN (0, 2))
 )
 """
 # (delta, position) is the row's place in its key's order and never changes. numbers: under which it may have
@@ -128,6 +130,7 @@ ALTER TABLE outbox_topic
     JOB,
     HOLDS_FOLLOW,
     OBSTACLE,
+    pinned(("outbox_holds_follow()", "outbox_reshard_obstacle()"), public=True),
 )
 
 DOWN: tuple[str, ...] = (

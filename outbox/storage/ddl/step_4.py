@@ -1,5 +1,6 @@
 """Step 4, frozen once released: scheduled events, and events that SQL writes."""
 
+from outbox.storage.ddl.pin import pinned
 from outbox.storage.ddl.step_4_writers import (
     EMIT,
     EMIT_ARGUMENTS,
@@ -116,14 +117,6 @@ OWNERS = (
 )
 """What runs with the owner's rights."""
 
-PIN = """
-DO $do$ BEGIN
-    EXECUTE 'ALTER FUNCTION {function} SET search_path = pg_catalog, ' || quote_ident(current_schema())
-        || ', pg_temp';
-END $do$
-"""
-"""Nothing in the caller's search_path, least of all a temporary table, stands in for ours."""
-
 UP: tuple[str, ...] = (
     SCHEDULED,
     "CREATE INDEX outbox_scheduled_due ON outbox_scheduled (due, seq)",
@@ -139,8 +132,8 @@ UP: tuple[str, ...] = (
     EMIT.format(arguments=EMIT_ARGUMENTS.format(payload="bytea")),
     EMIT_TEXT.format(arguments=EMIT_ARGUMENTS.format(payload="text"), cast=""),
     EMIT_TEXT.format(arguments=EMIT_ARGUMENTS.format(payload="jsonb"), cast="::text"),
-    *(PIN.format(function=function) for function in (*OWNERS, *EMITS)),
-    *(f"REVOKE EXECUTE ON FUNCTION {function} FROM PUBLIC" for function in OWNERS),
+    pinned(OWNERS),
+    pinned(EMITS, public=True),
 )
 
 DOWN: tuple[str, ...] = (

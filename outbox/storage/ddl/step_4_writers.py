@@ -1,5 +1,7 @@
 """The part of step 4 for other writers: a function that any language calls, and the seal."""
 
+from outbox.storage.ddl.pin import HERE
+
 SEALED = """
 CREATE TABLE outbox_sealed (
     id            uuid        NOT NULL,
@@ -13,7 +15,7 @@ CREATE TABLE outbox_sealed (
     occurred_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
     xid           xid8        NOT NULL DEFAULT pg_current_xact_id(),
     slot          smallint    NOT NULL
-        DEFAULT mod(date_part('epoch', statement_timestamp())::bigint / 600, 2)
+        DEFAULT mod(date_part('epoch', statement_timestamp())::bigint / 600, 2::bigint)
 ) PARTITION BY LIST (slot)
 """
 
@@ -42,11 +44,12 @@ WHEN (NEW.xid = pg_current_xact_id()) EXECUTE FUNCTION outbox_seal()
 """Position is drawn at COMMIT, under every lock the transaction took. A row that a restore brings back bears
 another transaction's id: it was published by its own."""
 
-SWEEP = """
+SWEEP = f"""
 CREATE FUNCTION outbox_sweep() RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER AS $function$
 DECLARE
-    leaf text := 'outbox_sealed_' || mod(date_part('epoch', clock_timestamp())::bigint / 600 + 1, 2);
+    leaf text := {HERE} || '.outbox_sealed_'
+        || mod(date_part('epoch', clock_timestamp())::bigint / 600 + 1, 2);
 BEGIN
     IF pg_relation_size(leaf::regclass) = 0 THEN
         RETURN false;

@@ -19,7 +19,7 @@ SELECT EXISTS (
     SELECT FROM outbox_event e
     WHERE NOT EXISTS (
         SELECT FROM outbox_shard s
-        WHERE coalesce(hashtextextended(e.aggregateid, 0) & 255, 0) BETWEEN s.lo AND s.hi
+        WHERE coalesce(hashtextextended(e.aggregateid, 0::bigint) & 255::bigint, 0) BETWEEN s.lo AND s.hi
           AND pg_visible_in_snapshot(e.xid, s.done)))
 """
 """Is any event not acknowledged by the shard that covers its bucket?"""
