@@ -27,12 +27,15 @@ _FLUSHED = "set_config('synchronous_commit', 'on', true) = 'on'"
 # May be lost by a crash: then the same events go out again under the same numbers.
 _UNFLUSHED = "set_config('synchronous_commit', 'off', true) = 'off'"
 
+# Behind a pooler an idle session may have moved to a promoted standby, where the source is to be another.
+_EXAMINED = f"{database.SERVER} = %(server)s"
+
 # A snapshot is worth something only on the server that took it, and only until that server crashes: then
 # transaction ids whose commits were not flushed are handed out again. A pooler may swap the server and its
 # process behind an open connection, so the one that plans must be the one that looked, or have been there
 # before it; a process of a promoted standby may have been there longer than that.
 _UNBROKEN = f"""pg_current_xact_id() >= pg_snapshot_xmax(%(next)s::pg_snapshot)
-  AND {database.SERVER} = %(server)s
+  AND {_EXAMINED}
   AND (pg_backend_pid() = %(backend)s
        OR (SELECT backend_start FROM pg_stat_get_activity(pg_backend_pid())) < %(at)s::timestamptz)"""
 
@@ -94,9 +97,11 @@ PLAN_JOB = f"""
 UPDATE outbox_shard
 SET next = done, next_floor = done_floor, next_xid = done_xid, job = %(job)s, low = 0, delta = {_NEXT_DELTA}
 WHERE {{where}} AND epoch = %(epoch)s AND delta = %(delta)s AND next IS NULL AND NOT frozen AND {_FLUSHED}
+  AND {_EXAMINED}
 RETURNING {_ROW}
 """
-"""A delta that adds nothing to `done`: rows sent again for an operator, under numbers of its own."""
+"""A delta that adds nothing to `done`: rows sent again for an operator, under numbers of its own. No look
+precedes it, so it names the server itself."""
 
 CONFIRM_JOB = f"""
 UPDATE outbox_shard
@@ -148,6 +153,7 @@ UPDATE outbox_shard
 SET next = goal.upto, next_floor = goal.floor, next_xid = goal.at_xid, low = 0, delta = {_NEXT_DELTA}
 FROM (SELECT upto, floor, at_xid FROM outbox_reshard WHERE upto::text = %(upto)s FOR SHARE) goal
 WHERE {{where}} AND epoch = %(epoch)s AND delta = %(delta)s AND next IS NULL AND frozen AND {_FLUSHED}
+  AND {_EXAMINED}
 RETURNING {_ROW}
 """
 """The last delta before the number of shards changes. The lock keeps the end as it is until then."""
@@ -246,8 +252,9 @@ class ShardRow:
     def park(self, state: Progress, low: int) -> Progress:
         return self._move(PARK, state, low=low)
 
-    def plan_job(self, state: Progress, job: int) -> Progress:
-        return self._move(PLAN_JOB, state, job=job)
+    def plan_job(self, state: Progress, job: int, server: int) -> Progress:
+        """Only on the `server` that was examined."""
+        return self._move(PLAN_JOB, state, job=job, server=server)
 
     def confirm_job(self, state: Progress) -> Progress:
         return self._move(CONFIRM_JOB, state, job=state.job)
@@ -268,8 +275,9 @@ class ShardRow:
         """Fix the end for all shards if nobody has; `look` saw that their number is being changed."""
         database.execute(self._connection, COMMON_END, _seen(look))
 
-    def plan_end(self, state: Progress, upto: str) -> Progress:
-        return self._move(PLAN_END, state, upto=upto)
+    def plan_end(self, state: Progress, upto: str, server: int) -> Progress:
+        """Only on the `server` that was examined."""
+        return self._move(PLAN_END, state, upto=upto, server=server)
 
     def _move(self, statement: str, state: Progress, **values: Any) -> Progress:
         values |= {"ctid": state.ctid, "shard": state.shard, "epoch": state.epoch, "delta": state.delta}

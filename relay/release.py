@@ -204,10 +204,10 @@ class Release:
             rows += count
         return holds
 
-    def plan(self, state: Progress, holds: list[int]) -> Progress:
+    def plan(self, state: Progress, holds: list[int], server: int) -> Progress:
         """Nothing may be planned. Every row of the release is durable and frozen before the first is sent."""
         with database.transaction(self._connection):
-            planned = self._row.plan_job(state, RELEASE)
+            planned = self._row.plan_job(state, RELEASE, server)
             values = {"holds": holds, "shard": planned.shard, "delta": planned.delta}
             database.execute(self._connection, TAKE, values)
         hooks.fire(points.RELEASE_PLANNED, shard=planned.shard, delta=planned.delta)

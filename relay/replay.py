@@ -164,9 +164,9 @@ class Replay:
         frozen = database.execute(self._connection, FREEZE, values).fetchone()
         return None if frozen is None else self._next(_Job(job, *frozen))
 
-    def plan(self, state: Progress, job: int) -> Progress:
+    def plan(self, state: Progress, job: int, server: int) -> Progress:
         """Nothing may be planned. The next window is durable before the first of it is sent."""
-        planned = self._row.plan_job(state, job)
+        planned = self._row.plan_job(state, job, server)
         hooks.fire(points.REPLAY_PLANNED, shard=planned.shard, delta=planned.delta, job=job)
         return planned
 

@@ -37,9 +37,10 @@ class Goal:
 class Ending:
     """Leads one shard to the common end. `waits`: it is there, others are not."""
 
-    def __init__(self, connection: Connection, row: ShardRow) -> None:
+    def __init__(self, connection: Connection, row: ShardRow, server: int) -> None:
         self._connection = connection
         self._row = row
+        self._server = server
         self.waits = False
 
     def go_on(self, state: Progress, look: Look | None) -> Progress:
@@ -57,7 +58,7 @@ class Ending:
                 hooks.fire(points.END_SET, shard=state.shard)
             return state
         if state.done.text != goal.upto:
-            return self._row.plan_end(state, goal.upto)
+            return self._row.plan_end(state, goal.upto, self._server)
         if not waited:
             hooks.fire(points.AT_END, shard=state.shard)
         if not goal.reached_by_all:

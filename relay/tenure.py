@@ -97,7 +97,7 @@ class Tenure:
         self._switch_at = switch_at
         rows = config.transaction_rows if self._transactional else config.chunk_rows
         self._looker = Looker(connection, limit=config.look_rows, buckets=state.buckets)
-        self._ending = Ending(connection, row)
+        self._ending = Ending(connection, row, self._server)
         self._reader = DeltaReader(reading, rows=rows, bytes_=config.chunk_bytes)
         self._topics = Topics(
             connection, producer, compacted=self._transactional or config.compacted_topics == "allow"
@@ -223,13 +223,13 @@ class Tenure:
             self._jobs_at = now
             if holds := self._release.due(self.state):
                 self._confirm()
-                self.state = self._release.plan(self.state, holds)
+                self.state = self._release.plan(self.state, holds, self._server)
                 return
         if now - self._replays_at >= REPLAYS_EVERY:
             self._replays_at = now
             if (job := self._replay.due(self.state)) is not None:
                 self._confirm()
-                self.state = self._replay.plan(self.state, job)
+                self.state = self._replay.plan(self.state, job, self._server)
 
     def _change_mode(self, now: float) -> None:
         """Let the claim go when another mode is wanted; one that could not be had waits for a while."""

@@ -9,9 +9,10 @@ import pytest
 
 from outbox.errors import Fenced
 from outbox.storage.roles import Roles, statements
-from relay import progress
+from relay import guards, progress, tenure
 from relay.database import OutcomeUnknown
-from relay.progress import Progress
+from relay.progress import Frozen, Progress
+from relay.snapshot import Snapshot
 from tests.relay.conftest import Connect
 from tests.relay.database.half import Half, Session, drain, shard, wait_for, write
 from tests.relay.database.memory_broker import MemoryBroker
@@ -227,6 +228,41 @@ def test_a_plan_may_reach_another_backend_only_if_it_was_there_before_the_look(
         with closing(Half(url)) as younger, pytest.raises(Fenced, match="the server was replaced"):
             younger.row.plan(state, look)
         assert older.row.plan(state, look).next == look.snapshot
+
+
+def test_what_no_look_precedes_is_planned_only_on_the_server_that_was_examined(
+    half: Half, writer: Session
+) -> None:
+    """Behind a pooler an idle session may have moved to a promoted standby."""
+    server = guards.examine(half.connection, "memory").server
+    state = half.row.claim()
+    with pytest.raises(Fenced, match="the server was replaced"):
+        half.row.plan_job(state, progress.RELEASE, server + 1)
+    state = half.row.confirm_job(half.row.plan_job(state, progress.RELEASE, server))
+    writer.execute("SELECT outbox_shards_set(2)")
+    half.row.set_common_end(half.looker.look(state.done))
+    upto = writer.execute("SELECT upto::text FROM outbox_reshard").fetchone()
+    assert upto is not None
+    with pytest.raises(Frozen):
+        half.row.plan_end(state, upto[0], server + 1)
+    assert half.row.plan_end(state, upto[0], server).next == Snapshot(upto[0])
+
+
+def test_a_job_is_not_begun_where_the_pooler_led_an_idle_connection(
+    database: str, writer: Session, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(writer, 3)
+    carrying = shard(database, broker)
+    drain(carrying)
+    carrying.finish()
+    monkeypatch.setattr(tenure, "REPLAYS_EVERY", 0.0)
+    drain(carrying)
+    writer.execute("INSERT INTO outbox_job (shard, groups, requested_by) VALUES (0, '*', 'operator')")
+    monkeypatch.setattr(progress, "PLAN_JOB", progress.PLAN_JOB.replace("%(server)s", "%(server)s + 1"))
+    for _ in range(3):
+        carrying.run_once()
+    assert writer.execute("SELECT count(*) FROM outbox_shard WHERE job IS NOT NULL").fetchone() == (0,)
+    assert len(broker.log) == 3
 
 
 def test_the_rights_of_the_relays_role_are_enough(

@@ -106,7 +106,7 @@ class ReshardSchedule(Schedule):
         if owner.sent and (look.resharding or self._choose.random() < 0.4):
             self._shift(owner, lambda: row.confirm(state))
         elif look.resharding:
-            ending = Ending(owner.half.connection, row)
+            ending = Ending(owner.half.connection, row, look.server)
             chosen = old if self._remembers and old is not None else look
             self._shift(owner, lambda: ending.go_on(state, chosen), late=False)
         elif look.rows == [] and state.next is None:
@@ -182,7 +182,7 @@ class ReshardSchedule(Schedule):
             state = owner.half.row.confirm(state)
         look = owner.half.looker.look(state.done)
         if look.resharding:
-            Ending(owner.half.connection, owner.half.row).go_on(state, look)
+            Ending(owner.half.connection, owner.half.row, look.server).go_on(state, look)
             return False
         if not look.empty:
             owner.half.row.plan(state, look)
