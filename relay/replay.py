@@ -65,10 +65,11 @@ AND NOT EXISTS (SELECT FROM outbox_archive a WHERE a.id = e.id AND a.outcome = '
 """
 
 FIRST = """
-SELECT position FROM outbox_event WHERE position > %(cursor)s AND position <= %(floor)s
+SELECT position FROM outbox_event
+WHERE position > %(cursor)s AND position <= %(floor)s AND pg_visible_in_snapshot(xid, %(upto)s::pg_snapshot)
 ORDER BY position LIMIT 1
 """
-"""Where the next window begins. Index outbox_event_position."""
+"""Where the next window begins, whatever is committed below it later. Index outbox_event_position."""
 
 _IN = f"""
 FROM outbox_event e, outbox_job j, outbox_shard s
@@ -182,7 +183,7 @@ class Replay:
             first = self._first(job, first + WINDOW - 1)
         last, sent, error = job.floor, 0, None
         if first is not None:
-            last = first + WINDOW - 1
+            last = min(first + WINDOW - 1, job.floor)
             try:
                 state = self._send(state, job, first, last)
                 sent = self._count(job, first, last)
@@ -259,7 +260,7 @@ class Replay:
         return None
 
     def _first(self, job: _Job, cursor: int) -> int | None:
-        values = {"cursor": cursor, "floor": job.floor}
+        values = {"cursor": cursor, "floor": job.floor, "upto": job.upto}
         found = database.execute(self._connection, FIRST, values).fetchone()
         return None if found is None else int(found[0])
 
