@@ -22,7 +22,17 @@ from relay import database, points, row
 from relay.database import Connection, failed
 from relay.landing import Landings, Trace, Undecided, Verdict
 from relay.parking import ERROR_CHARACTERS, Parking
-from relay.producers import Chunk, Producer, Refused, Target, TopicRefused, address
+from relay.producers import (
+    Abandoned,
+    Chunk,
+    Interrupted,
+    Producer,
+    Refused,
+    Target,
+    TopicRefused,
+    Unsettled,
+    address,
+)
 from relay.progress import RELEASE, TRANSACTIONAL, Progress, ShardRow
 from relay.row import Row
 from relay.supervision import Supervision
@@ -218,6 +228,11 @@ class Release:
         landings = self._producer.landings()
         try:
             done = self._send_all(state, landings)
+        except Interrupted as interrupted:
+            if state.mode != TRANSACTIONAL or isinstance(interrupted, Abandoned | Unsettled):
+                raise
+            # Rows before this one are committed, which the row does not say but the progress topic does.
+            raise Unsettled(str(interrupted)) from interrupted
         finally:
             landings.close()
         hooks.fire(points.RELEASE_SENT, shard=state.shard, delta=state.delta)

@@ -46,6 +46,18 @@ def small_windows() -> None:
     relay.replay.WINDOW = 30
 
 
+def loses_the_broker_in_a_release() -> None:
+    """No rule broken: before the second row of its first release the broker does not answer."""
+    lost: list[object] = []
+
+    def observer(point: str, facts: Any) -> None:
+        if point == points.RELEASING and facts["number"] == 2 and not lost:
+            lost.append(facts)
+            raise relay.producers.Interrupted("no broker answers")
+
+    hooks.subscribe(observer)
+
+
 def forgets_the_plan() -> None:
     """A successor plans anew what its predecessor had begun to send."""
     relay.progress.CLAIM = relay.progress.CLAIM.replace(
@@ -116,6 +128,7 @@ SABOTAGE = {
         impatient,
         small_windows,
         counted,
+        loses_the_broker_in_a_release,
         forgets_the_plan,
         confirms_before_it_sends,
         scatters_keys,

@@ -73,6 +73,20 @@ def test_killed_at_any_step_of_a_release_each_row_still_counts_once(
     assert small.complaints() == []
 
 
+def test_in_transactions_a_release_interrupted_between_two_rows_sends_the_first_once(
+    small: Scene, start: StartRelay, mend: Callable[[], None], operate: Operate
+) -> None:
+    small.transactional()
+    park_one(small, start)
+    mend()
+    operate("parked", "release", "--all", "--yes")
+    relay = start(sabotage="loses_the_broker_in_a_release,impatient")
+    small.wait(NOTHING_PARKED)
+    small.wait_until_through()
+    assert small.plain_complaints() == []
+    assert relay.count("relay.claimed") == 2, "only the progress topic knows what was committed"
+
+
 def test_killed_when_it_has_just_parked_the_successor_goes_on_behind_it(
     small: Scene, start: StartRelay
 ) -> None:
