@@ -39,6 +39,12 @@ WHERE stopped_at IS NULL AND heartbeat > clock_timestamp() - interval '30 second
 """
 """Who still carries events here."""
 
+HALF_SENT = """
+SELECT string_agg(shard::text, ', ' ORDER BY shard) FROM outbox_shard
+WHERE mode = 'transactional' AND next IS NOT NULL
+"""
+"""Of these Kafka may have committed more than their row says, and only under the old name can one ask."""
+
 LOCK = "LOCK TABLE outbox_event IN ACCESS EXCLUSIVE MODE"
 """Every transaction that ever inserted has ended, and none inserts until we have."""
 
@@ -67,6 +73,14 @@ RAISE = """
 SELECT setval('{sequence}', greatest(
     1, (SELECT max({column}) FROM {table}), (SELECT last_value FROM {sequence})))
 """
+
+RAISE_PARKED = """
+SELECT setval(sequence, greatest(
+    1, (SELECT max(parked) FROM outbox_archive),
+    pg_sequence_last_value(sequence)))
+FROM (SELECT pg_get_serial_sequence('outbox_parked', 'parked')::regclass AS sequence) numbers
+"""
+"""A settled row keeps its number in the archive, where it would stand in the way of the next one."""
 
 _PENDING = """
     (judged.native OR NOT judged.published OR (judged.lone AND judged.occurred_at >= %(since)s::timestamptz))
@@ -239,6 +253,8 @@ class Rebase:
         here = provenance.place(connection)
         found = provenance.evidence(connection, here)
         self._admit(found)
+        if self._identity_only:
+            _refuse_half_sent(connection, here)
         pending = native = kept = 0
         if found.kind != "same" and not self._identity_only:
             counted = database.execute(connection, COUNT, {"since": self._since or "infinity"}).fetchone()
@@ -284,6 +300,7 @@ class Rebase:
         for sequence, table, column in database.execute(connection, NUMBERED).fetchall():
             raising = RAISE.format(sequence=sequence, table=table, column=quote(column))
             database.execute(connection, raising)
+        database.execute(connection, RAISE_PARKED)
         _execute(connection, PUT_ASIDE, "aside", {"since": self._since or "infinity"})
         _execute(connection, EMPTY, "emptied")
         database.execute(connection, KEEP.format(columns=columns))
@@ -320,6 +337,19 @@ def refuse_while_busy(connection: Connection) -> None:
         raise GuardViolation(
             f"{'; '.join(sorted(what for (what,) in busy))}: stop all relays first (a dead one counts for "
             "30 s); nothing was changed"
+        )
+
+
+def _refuse_half_sent(connection: Connection, here: Place) -> None:
+    """A shard's progress topic is named by the identity, so with a new one what it says is out of reach."""
+    if (here.known_system, here.known_oid) in {(None, None), (here.system_identifier, here.database_oid)}:
+        return
+    found = database.execute(connection, HALF_SENT).fetchone()
+    if found is not None and found[0] is not None:
+        raise GuardViolation(
+            f"mode transactional: shard {found[0]} came along in the midst of sending, so events that are "
+            "committed in Kafka would go out again; start the relay against the old server, stop it once it "
+            "is idle, and move the data directory again; nothing was changed"
         )
 
 

@@ -353,3 +353,23 @@ def test_parked_events_stay_parked_and_a_replay_ends(
             (None, "somebody")
         ]
         assert session.execute("SELECT outcome FROM outbox_job").fetchall() == [("rebased",)]
+
+
+def test_settled_events_of_a_logical_copy_leave_their_numbers_to_nobody_else(
+    old: OwnPostgres, new: OwnPostgres, install: Install, broker: MemoryBroker
+) -> None:
+    """All that was ever parked is settled: only the archive still knows how far the numbers went."""
+    source = install(old)
+    published_then_pending(source, broker)
+    copy = dump_and_restore(source, new)
+    with copy.session() as session:
+        session.execute(
+            """INSERT INTO outbox_archive (parked, outcome, seq, id, aggregatetype, type, topic, occurred_at,
+                                           position, delta, settled_by)
+               SELECT 41, 'sent', 's/1/0:1.1', id, aggregatetype, type, 't', occurred_at, position, 1, 'relay'
+               FROM outbox_event LIMIT 1"""
+        )
+    Rebase(copy.url).run()
+    with copy.session() as session:
+        found = session.execute("SELECT nextval(pg_get_serial_sequence('outbox_parked', 'parked'))")
+        assert found.fetchone() == (42,)

@@ -11,6 +11,7 @@ from outbox.testing.servers import postgres_copies, start_postgres
 from outbox.testing.servers.postgres import OwnPostgres, Settings
 from relay import progress
 from relay.rebase import Rebase
+from tests.relay.database.half import drain, shard
 from tests.relay.database.memory_broker import MemoryBroker
 from tests.relay.disaster.conftest import Install
 from tests.relay.disaster.copies import Here, dump_and_restore
@@ -54,6 +55,33 @@ def test_pg_upgrade_keeps_every_number_and_needs_the_identity_alone(
         there.publish(broker)
     assert [found.id for found in broker.log] == written
     assert len({found.seq.source for found in broker.log}) == 2, "the old server may be started again"
+
+
+def test_an_upgrade_in_the_midst_of_sending_transactions_is_refused_until_it_was_finished(
+    old: OwnPostgres, install: Install, broker: MemoryBroker
+) -> None:
+    """What is committed stands in a topic named by the old identity, where the new one does not look."""
+    here = install(old)
+    live(here, broker, 2)
+    here.write(3)
+    carrying = shard(here.url, broker)
+    drain(carrying)
+    carrying.let_go()
+    with here.session() as session:
+        session.execute("UPDATE outbox_shard SET mode = 'transactional' WHERE next IS NOT NULL")
+        session.execute("UPDATE outbox_identity SET system_identifier = system_identifier - 1")
+    before = here.content()
+    moved = Rebase(here.url, identity_only=True)
+    for attempt in (moved.survey, moved.run):
+        with pytest.raises(GuardViolation, match=r"shard 0 .* start the relay against the old server"):
+            attempt()
+    assert here.content() == before
+    with here.session() as session:
+        session.execute(
+            "UPDATE outbox_shard SET done = next, done_floor = next_floor, done_xid = next_xid, "
+            "next = NULL, next_floor = NULL, next_xid = NULL, low = 0"
+        )
+    assert moved.run().kind == "moved"
 
 
 def test_a_restored_copy_is_not_mistaken_for_an_upgrade(
