@@ -118,7 +118,10 @@ class Parking:
         row, key = refused.row, refused.row[KEY]
         if self.count >= self._most:
             raise Refused(
-                row, f"{refused.reason}; {self.count} keys wait already, and max_parked allows no more"
+                row,
+                f"{refused.reason}; {self.count} keys wait already, and max_parked allows no more; releases "
+                "and discards wait for the rest of this delta too: mend what is refused or raise max_parked "
+                "and restart, then release or discard",
             )
         values = {
             "shard": state.shard,
