@@ -14,11 +14,8 @@ HELD = "SELECT id::text FROM outbox_parked ORDER BY parked"
     "strike",
     [
         None,
-        "relay.committing 3 KILL",
         "relay.committing 5 KILL",
-        "relay.acknowledged 2 KILL",
         "relay.acknowledged 4 KILL",
-        "relay.parked 1 KILL",
         "relay.parked 2 KILL",
     ],
 )

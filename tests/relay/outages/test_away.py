@@ -56,7 +56,7 @@ def test_kafka_away_is_waited_out_at_rest_and_caught_up(
 def test_kafka_frozen_is_waited_out_at_rest_and_caught_up(
     scene: Scene, start: StartRelay, broker: KafkaBroker
 ) -> None:
-    relay = start(lease="5", look_rows="1000", chunk_rows="1000", sabotage="impatient")
+    relay = start(lease="30", look_rows="1000", chunk_rows="1000", sabotage="impatient")
     scene.write(500)
     scene.wait_until_through()
     broker.pause()
