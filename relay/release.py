@@ -238,12 +238,47 @@ class Release:
         hooks.fire(points.RELEASE_SENT, shard=state.shard, delta=state.delta)
         return self._confirm(state, done)
 
-    def _send_all(self, state: Progress, landings: Landings) -> _Done:
-        values = {"shard": state.shard, "delta": state.delta, "most": MOST_ROWS}
+    def put_off(self, state: Progress) -> Progress:
+        """After a fail-over: end the planned delta and send nothing more in it; its keys stay wanted.
+
+        The failed server may have ended it with rows unsent, and gone on: consumers that have seen its later
+        numbers would drop those rows under this delta's. So each keeps the number that it has here, the next
+        release looks for it, and what is nowhere gets a number of the new source.
+        """
         done = _Done()
+        for waiting in self._planned(state):
+            if waiting.discarded:
+                done.settle(waiting, "discarded", None, waiting.partition)
+            elif waiting.fresh.position <= state.low:
+                done.settle(waiting, "sent", waiting.fresh, waiting.partition)
+            elif waiting.partition is not None and waiting.topic == waiting.sent_topic:
+                done.leave(waiting)
+            else:
+                self._note(state, waiting, done)
+        return self._confirm(state, done)
+
+    def _note(self, state: Progress, waiting: Waiting, done: _Done) -> None:
+        """Remember where a row that was never sent before may have been sent in this delta."""
+        row = self._fetch(state, waiting)
+        try:
+            ((topic, partition),) = address([row], lambda name: self._topics.resolve(state, name))
+        except (UnfitTopic, TopicRefused):
+            return
+        done.unsettled.append(
+            _Stuck(waiting.parked, waiting.fresh.encode().decode(), [], [], topic, partition)
+        )
+
+    def _planned(self, state: Progress) -> Iterator[Waiting]:
+        values = {"shard": state.shard, "delta": state.delta, "most": MOST_ROWS}
         found = database.execute(self._connection, FROZEN, values).fetchall()
         for number, columns in enumerate(found, 1):
-            waiting = Waiting(Seq(state.source, state.generation, state.shard, state.delta, number), *columns)
+            fresh = Seq(state.source, state.generation, state.shard, state.delta, number)
+            yield Waiting(fresh, *columns)
+
+    def _send_all(self, state: Progress, landings: Landings) -> _Done:
+        done = _Done()
+        for waiting in self._planned(state):
+            number = waiting.fresh.position
             if waiting.hold in done.stuck:
                 done.leave(waiting)
             elif waiting.discarded:

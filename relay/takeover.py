@@ -90,10 +90,11 @@ def reconcile(state: Progress, recorded: Recorded, *, failed_over: bool, lossy: 
             seq.delta,
             state.delta,
         )
-        # A delta is planned only when the one before it is in.
-        return (
-            state if state.next_floor is None or lossy else dataclasses.replace(state, low=state.next_floor)
-        )
+        if lossy or state.next_floor is None or state.job is not None:
+            # A job's delta may be over with rows of it unsent: refused ones stay, and what is behind them.
+            return state
+        # A delta of events is planned only when the one before it is in.
+        return dataclasses.replace(state, low=state.next_floor)
     if seq.delta < state.delta or state.next is None:
         return state
     if recorded.next != state.next.text:

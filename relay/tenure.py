@@ -252,6 +252,9 @@ class Tenure:
 
     def _carry_job(self) -> Did:
         """What an operator asked for, planned as a delta of its own; ordinary deltas follow."""
+        if self.state.job == RELEASE and self._failed_over():
+            self.state = self._release.put_off(self.state)
+            return Did(0, 0.0)
         if self._standbys is not None:
             self._standbys.wait(self.state)
         if self.state.job == RELEASE:
@@ -261,6 +264,11 @@ class Tenure:
             self._replays_at = -REPLAYS_EVERY
         self._live_turn = False
         return Did(0, 0.0)
+
+    def _failed_over(self) -> bool:
+        """Was what is under way planned on a server that is no longer the primary?"""
+        here = self._surroundings
+        return here is not None and guards.failed_over(self._connection, here, self.state.shard) is not None
 
     def _send(self, pages: Generator[list[Row]]) -> int:
         """Deliver the planned delta above `low`. Sets `sent` once every row is acknowledged or set aside."""

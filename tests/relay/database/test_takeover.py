@@ -8,7 +8,7 @@ import pytest
 from outbox.errors import GuardViolation
 from outbox.record import Seq
 from relay.producers import Recorded
-from relay.progress import SEQUENCED, TRANSACTIONAL, Progress
+from relay.progress import RELEASE, SEQUENCED, TRANSACTIONAL, Progress
 from relay.snapshot import Snapshot
 from relay.takeover import reconcile, recorded, switchable
 
@@ -74,6 +74,13 @@ def test_after_a_fail_over_that_lost_plans_the_last_known_one_is_in() -> None:
 def test_a_server_that_may_lack_what_was_set_aside_repeats_instead_of_passing_it_over() -> None:
     for record in (said(12, 300), said(ROW.delta, 150)):
         assert reconcile(ROW, record, failed_over=True, lossy=True).low == ROW.low
+
+
+@pytest.mark.parametrize("job", [RELEASE, 7])
+def test_after_a_fail_over_that_lost_plans_nothing_of_an_operators_job_is_taken_as_sent(job: int) -> None:
+    planned = replace(ROW, job=job, low=0)
+    assert reconcile(planned, said(12, 300), failed_over=True) == planned
+    assert reconcile(planned, said(10, 2), failed_over=True).low == 2, "this much is committed"
 
 
 def test_the_first_record_of_a_row_agrees_with_it_wherever_it_stands() -> None:

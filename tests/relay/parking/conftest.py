@@ -10,7 +10,10 @@ from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
 from outbox.testing.servers import KafkaServer
 from relay.cli import main
 from tests.conftest import TopicFactory
+from tests.relay.database.conftest import broker, own, writer
 from tests.relay.scene import Scene
+
+__all__ = ["broker", "mend", "operate", "own", "small", "writer"]
 
 NOTHING_PARKED = "SELECT NOT EXISTS (SELECT FROM outbox_hold)"
 
