@@ -57,7 +57,13 @@ def connected(url: str | None) -> "Iterator[Connection]":
     from sqlalchemy.exc import DBAPIError
     from sqlalchemy.pool import NullPool
 
-    engine = create_engine("postgresql+psycopg://", creator=partial(_open, url_of(url)), poolclass=NullPool)
+    engine = create_engine(
+        "postgresql+psycopg://",
+        creator=partial(_open, url_of(url)),
+        poolclass=NullPool,
+        # Whatever the server's default: a statement that waited has to see what it waited for.
+        isolation_level="READ COMMITTED",
+    )
     try:
         with engine.begin() as connection:
             yield connection

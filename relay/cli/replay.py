@@ -36,9 +36,11 @@ OLDEST = "SELECT occurred_at FROM outbox_event ORDER BY position LIMIT 1"
 REQUEST = """
 INSERT INTO outbox_job (shard, since, until, topic, aggregateid, to_topic, groups, requested_by)
 SELECT shard, :since, :until, :topic, :aggregateid, :to_topic, :groups, :by FROM outbox_shard
+WHERE NOT EXISTS (SELECT FROM outbox_reshard)
 RETURNING job
 """
-"""One job a shard: each keeps its own order and cursor."""
+"""One job a shard: each keeps its own order and cursor. Waits for whoever is just changing the shards' number
+(they lock outbox_job), and its snapshot, taken after that wait, shows what became of them."""
 
 LIST = """
 SELECT job, shard, since, until, topic, aggregateid, to_topic, groups, requested_at, requested_by,
@@ -123,6 +125,11 @@ def replay(
         if yes and not dry_run and count:
             wanted["by"] = who(connection)
             jobs = [job for (job,) in connection.execute(text(REQUEST), wanted)]
+            if not jobs:
+                raise OutboxError(
+                    "no replay can begin while the number of shards is being changed; ask again once "
+                    "`outbox-relay shards list` says that it is done"
+                )
     if not as_json_:
         _say(count, first, last, since, oldest, jobs)
     ended = _wait(database_url, jobs) if wait and jobs else []

@@ -13,9 +13,15 @@ from relay.cli.main import EXIT_FAILED
 
 REQUEST = """
 UPDATE outbox_shard SET wanted_mode = nullif(:mode, mode)
-WHERE CAST(:shard AS integer) IS NULL OR shard = :shard
+WHERE (CAST(:shard AS integer) IS NULL OR shard = :shard) AND (NOT frozen OR mode = :mode)
 """
 """Ask the owner for a mode; asking for the mode that a shard has withdraws an earlier request."""
+
+FROZEN = """
+SELECT EXISTS (SELECT FROM outbox_shard
+               WHERE (CAST(:shard AS integer) IS NULL OR shard = :shard) AND frozen AND mode <> :mode)
+"""
+"""While their number is being changed no shard may get another mode than the rest."""
 
 FROM_ROW = """
 UPDATE outbox_shard SET wanted_mode = 'transactional'
@@ -92,6 +98,11 @@ def mode(
     if not dry_run:
         with options.connected(database_url) as connection:
             connection.execute(text(REQUEST), {"mode": mode, "shard": shard})
+            if connection.scalar(text(FROZEN), {"mode": mode, "shard": shard}):
+                raise ConfigurationError(
+                    "the number of shards is being changed; ask for another mode once "
+                    "`outbox-relay shards list` says that it is done"
+                )
             if from_row:
                 connection.execute(text(FROM_ROW), {"shard": shard})
         _wait(database_url, shard, timeout)

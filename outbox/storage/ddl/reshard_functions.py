@@ -1,8 +1,8 @@
 """Changing the number of shards, part of step 2: functions for the relay, which may not make a shard itself.
 
 Each checks everything itself. All take their locks in one order: the table of outbox_reshard, so that one
-of them runs at a time, its row, the shards by number, the leases. There is no percent sign in them, which
-drivers and Alembic read their own way.
+of them runs at a time, its row, the shards by number, the leases, the table of outbox_job. There is no
+percent sign in them, which drivers and Alembic read their own way.
 """
 
 from outbox.storage.ddl.pin import pinned
@@ -91,7 +91,7 @@ BEGIN
     END IF;
     SELECT max(generation) + 1 AS generation, max(epoch) + 1 AS epoch, min(mode) AS mode,
            -- A transactional shard begins with a record of where it stands, as if changed to that mode.
-           coalesce(max(wanted_mode), nullif(min(mode), 'sequenced')) AS wanted_mode,
+           nullif(min(mode), 'sequenced') AS wanted_mode,
            greatest(max(delta) + 1, (extract(epoch FROM clock_timestamp()) * 1000)::bigint) AS delta,
            CASE WHEN count(DISTINCT source) = 1
                  AND bool_and(coalesce(s.timeline, (SELECT i.timeline FROM outbox_identity i)) = here)

@@ -97,20 +97,24 @@ CREATE TABLE outbox_job (
 
 HOLDS_FOLLOW = """
 CREATE OR REPLACE FUNCTION outbox_holds_follow() RETURNS void LANGUAGE sql AS $$
+    LOCK TABLE outbox_job IN SHARE ROW EXCLUSIVE MODE;
     UPDATE outbox_hold h SET shard = s.shard FROM outbox_shard s
     WHERE coalesce(hashtextextended(h.aggregateid, 0) & 255, 0) BETWEEN s.lo AND s.hi;
     UPDATE outbox_job SET ended_at = clock_timestamp(), outcome = 'resharded' WHERE ended_at IS NULL
 $$
 """
 # Called where the shards of a new generation replace the old ones: a hold belongs to the shard of its key,
-# and a replay's cursor to a shard that is gone.
+# and a replay's cursor to a shard that is gone. The lock lets nobody ask for one of the old shards unseen.
 
 OBSTACLE = """
-CREATE OR REPLACE FUNCTION outbox_reshard_obstacle() RETURNS text LANGUAGE sql STABLE AS $$
-    SELECT CASE WHEN EXISTS (SELECT FROM outbox_job WHERE ended_at IS NULL)
+CREATE OR REPLACE FUNCTION outbox_reshard_obstacle() RETURNS text LANGUAGE sql VOLATILE AS $$
+    LOCK TABLE outbox_job IN SHARE ROW EXCLUSIVE MODE;
+    SELECT CASE WHEN EXISTS (SELECT FROM outbox_job JOIN outbox_shard USING (shard) WHERE ended_at IS NULL)
         THEN 'a replay is under way; let it end or cancel it (outbox-relay replay --list)' END
 $$
 """
+# Whoever asks for a replay while this looks waits, and then sees that the number of shards is being changed.
+# A job of a shard that is gone can never end, and keeps nobody from anything.
 
 UP: tuple[str, ...] = (
     "ALTER TABLE outbox_shard ADD COLUMN job bigint",
