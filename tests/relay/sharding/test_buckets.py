@@ -48,7 +48,7 @@ def test_shards_together_publish_everything_once_in_the_order_of_each_key(
 
 def test_a_key_has_the_same_bucket_for_the_relay_the_ring_and_the_schema() -> None:
     for statement in (steps.PENDING, turning.NEEDED):
-        assert bucket.BUCKET_SQL.replace("aggregateid", "e.aggregateid") in statement
+        assert bucket.BUCKET_SQL.replace("aggregateid", "e.aggregateid") in statement.replace("::bigint", "")
 
 
 def test_one_shard_asks_for_no_bucket(half: Half, writer: Session, monkeypatch: pytest.MonkeyPatch) -> None:
