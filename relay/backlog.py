@@ -11,6 +11,7 @@ from datetime import timedelta
 import psycopg
 
 from outbox.errors import OutboxError
+from outbox.storage import bucket
 from relay import database
 from relay.database import Connection, Database, OutcomeUnknown
 
@@ -25,8 +26,6 @@ MOST = 100_000
 ANSWER_WITHIN = 20.0
 """Seconds for the answer of a server that is busy, not gone."""
 
-_MINE = "coalesce(hashtextextended(e.aggregateid, 0) & 255, 0) BETWEEN s.lo AND s.hi"
-
 BACKLOG = f"""
 SELECT s.shard, s.epoch, l.owner, coalesce(l.lease_until > clock_timestamp(), false) AS lease_held,
        waiting.events AS pending, waiting.oldest AS oldest_pending{{more}}
@@ -37,18 +36,18 @@ FROM outbox_shard s LEFT JOIN outbox_lease l USING (shard), LATERAL (
     FROM (
         (SELECT e.occurred_at FROM outbox_event e
          WHERE (s.next IS NULL OR s.low <= s.done_floor) AND e.xid >= pg_snapshot_xmin(s.done)
-           AND NOT pg_visible_in_snapshot(e.xid, s.done) AND {_MINE}
+           AND NOT pg_visible_in_snapshot(e.xid, s.done) AND {bucket.IN_SHARD}
            AND NOT (s.next IS NOT NULL AND e.position <= s.low AND pg_visible_in_snapshot(e.xid, s.next))
          ORDER BY e.xid LIMIT {MOST + 1})
         UNION ALL
         (SELECT e.occurred_at FROM outbox_event e
          WHERE s.low > s.done_floor AND e.position > s.low AND e.position <= s.next_floor
-           AND pg_visible_in_snapshot(e.xid, s.next) AND {_MINE}
+           AND pg_visible_in_snapshot(e.xid, s.next) AND {bucket.IN_SHARD}
          ORDER BY e.position LIMIT {MOST + 1})
         UNION ALL
         (SELECT e.occurred_at FROM outbox_event e
          WHERE s.low > s.done_floor AND e.xid >= pg_snapshot_xmin(s.next)
-           AND NOT pg_visible_in_snapshot(e.xid, s.next) AND {_MINE}
+           AND NOT pg_visible_in_snapshot(e.xid, s.next) AND {bucket.IN_SHARD}
          ORDER BY e.xid LIMIT {MOST + 1})
     ) pending
 ) waiting ORDER BY s.shard

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from outbox.errors import GuardViolation
+from outbox.storage import bucket
 from relay import database
 from relay.database import Connection, OutcomeUnknown
 
@@ -26,7 +27,7 @@ written AS MATERIALIZED (
     SELECT e.tableoid AS leaf, e.ctid AS place, e.xid::text::bigint AS xid, put.writer, now.following,
            e.occurred_at, EXISTS (
                SELECT FROM outbox_shard s
-               WHERE coalesce(hashtextextended(e.aggregateid, 0) & 255, 0) BETWEEN s.lo AND s.hi
+               WHERE {bucket.IN_SHARD}
                  AND (pg_visible_in_snapshot(e.xid, s.done)
                       OR (e.position <= s.low AND pg_visible_in_snapshot(e.xid, s.next)))) AS published
     FROM outbox_event e, {_WRITER.format(row="e")}

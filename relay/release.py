@@ -3,15 +3,10 @@
 A release is a delta of its own that adds nothing to `done`. Its rows are frozen by the plan: while
 `outbox_hold.planned` names the delta, operators change nothing. Before each row its partition is asked
 whether it landed; what it needs, it gets: nothing, a number it had again, or a new one of this delta.
-
-What stays behind keeps every number under which a relay of this delta may still send it: one that was frozen
-in the midst of it, and to whom the broker said yes where it said no to us.
 """
 
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Iterator
 
 import psycopg
 
@@ -35,6 +30,7 @@ from relay.producers import (
 )
 from relay.progress import RELEASE, TRANSACTIONAL, Progress, ShardRow
 from relay.row import Row
+from relay.settlement import Settlement, Waiting
 from relay.supervision import Supervision
 from relay.topics import Topics, UnfitTopic
 
@@ -72,114 +68,6 @@ WHERE parked = %(parked)s
   AND EXISTS (SELECT FROM outbox_hold h WHERE h.hold = outbox_parked.hold AND h.planned = %(delta)s)
 """
 """What is sent of it: nothing once the release is over, after which it may have been edited."""
-
-ARCHIVE = """
-INSERT INTO outbox_archive (
-    parked, outcome, id, aggregatetype, aggregateid, type, payload, topic, headers, traceparent, occurred_at,
-    position, delta, seq, partition, error, attempts, parked_at, edited_at, edited_by, settled_by, reason)
-SELECT p.parked, s.outcome, p.id, p.aggregatetype, p.aggregateid, p.type, p.payload, p.topic, p.headers,
-       p.traceparent, p.occurred_at, p.position, p.delta, s.seq, s.partition, p.error, p.attempts,
-       p.parked_at, p.edited_at, p.edited_by,
-       coalesce(CASE WHEN s.outcome = 'discarded' THEN p.discarded_by END, h.wanted_by, 'relay'),
-       CASE WHEN s.outcome = 'discarded' THEN p.discard_reason END
-FROM unnest(%(parked)s::bigint[], %(outcomes)s::text[], %(seqs)s::text[], %(partitions)s::int[])
-    AS s (parked, outcome, seq, partition)
-JOIN outbox_parked p USING (parked) JOIN outbox_hold h USING (hold)
-"""
-
-REMOVE = "DELETE FROM outbox_parked WHERE parked = ANY(%(parked)s)"
-
-UNSETTLED = """
-UPDATE outbox_parked p
-SET state = CASE WHEN %(error)s::text IS NULL THEN state ELSE 'failed' END,
-    attempts = attempts + (%(error)s::text IS NOT NULL)::int, error = coalesce(%(error)s, error),
-    sent_topic = %(topic)s, partition = %(partition)s,
-    numbers = %(numbers)s::text[] || %(fresh)s::text,
-    starts = %(starts)s::bigint[] || (
-        SELECT CASE WHEN t.ends_delta < %(delta)s THEN t.ends[%(partition)s::int + 1]
-                    WHEN t.earlier_delta < %(delta)s THEN t.earlier_ends[%(partition)s::int + 1] END
-        FROM outbox_topic t WHERE t.shard = %(shard)s AND t.topic = %(topic)s)
-WHERE parked = %(parked)s
-"""
-"""It stays in its place; the number that it has in this delta joins those it may have been sent under."""
-
-STUCK = """
-UPDATE outbox_hold SET wanted_at = NULL, wanted_by = NULL, undecided = NULL, note = %(note)s
-WHERE hold = %(hold)s
-"""
-
-UNFREEZE = """
-UPDATE outbox_hold SET planned = NULL WHERE shard = %(shard)s AND planned = %(delta)s RETURNING hold
-"""
-
-END = """
-DELETE FROM outbox_hold h WHERE hold = ANY(%(holds)s)
-AND NOT EXISTS (SELECT FROM outbox_parked p WHERE p.hold = h.hold)
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """One row of a planned release, `fresh` being its number in it.
-
-    `numbers`, the lowest first, and their `starts` are of `partition` in `sent_topic`.
-    """
-
-    fresh: Seq
-    parked: int
-    hold: int
-    numbers: list[str]
-    starts: list[int | None]
-    topic: str
-    sent_topic: str
-    partition: int | None
-    discarded: bool
-    undecided: str | None
-
-    def traces(self) -> Iterator[Trace]:
-        if self.partition is not None:
-            for number, start in zip(self.numbers, self.starts, strict=True):
-                yield Trace(self.sent_topic, self.partition, Seq.parse(number.encode()), start)
-
-
-@dataclass(frozen=True, slots=True)
-class _Stuck:
-    """What this release could not settle, and what the next has to know of it."""
-
-    parked: int
-    fresh: str
-    numbers: list[str]
-    starts: list[int | None]
-    topic: str
-    partition: int | None
-    error: str | None = None
-
-
-@dataclass(slots=True)
-class _Done:
-    """What became of the rows, to be written down at once."""
-
-    settled: list[tuple[int, str, str, int | None]] = field(default_factory=list)
-    unsettled: list[_Stuck] = field(default_factory=list)
-    stuck: dict[int, str] = field(default_factory=dict)
-
-    def settle(self, waiting: Waiting, outcome: str, seq: Seq | None, partition: int | None) -> None:
-        number = waiting.numbers[-1] if seq is None else seq.encode().decode()
-        self.settled.append((waiting.parked, outcome, number, partition))
-
-    def leave(self, waiting: Waiting) -> None:
-        """Not sent by us. Another relay of this delta may have, where it was sent before."""
-        if waiting.partition is not None and waiting.topic == waiting.sent_topic:
-            self.unsettled.append(
-                _Stuck(
-                    waiting.parked,
-                    waiting.fresh.encode().decode(),
-                    waiting.numbers,
-                    waiting.starts,
-                    waiting.topic,
-                    waiting.partition,
-                )
-            )
 
 
 class Release:
@@ -245,7 +133,7 @@ class Release:
         numbers would drop those rows under this delta's. So each keeps the number that it has here, the next
         release looks for it, and what is nowhere gets a number of the new source.
         """
-        done = _Done()
+        done = Settlement()
         for waiting in self._planned(state):
             if waiting.discarded:
                 done.settle(waiting, "discarded", None, waiting.partition)
@@ -257,16 +145,15 @@ class Release:
                 self._note(state, waiting, done)
         return self._confirm(state, done)
 
-    def _note(self, state: Progress, waiting: Waiting, done: _Done) -> None:
+    def _note(self, state: Progress, waiting: Waiting, done: Settlement) -> None:
         """Remember where a row that was never sent before may have been sent in this delta."""
         row = self._fetch(state, waiting)
         try:
             ((topic, partition),) = address([row], lambda name: self._topics.resolve(state, name))
         except (UnfitTopic, TopicRefused):
             return
-        done.unsettled.append(
-            _Stuck(waiting.parked, waiting.fresh.encode().decode(), [], [], topic, partition)
-        )
+        # Its older numbers are of another place.
+        done.keep(waiting, topic, partition, passed=len(waiting.numbers))
 
     def _planned(self, state: Progress) -> Iterator[Waiting]:
         values = {"shard": state.shard, "delta": state.delta, "most": MOST_ROWS}
@@ -275,8 +162,8 @@ class Release:
             fresh = Seq(state.source, state.generation, state.shard, state.delta, number)
             yield Waiting(fresh, *columns)
 
-    def _send_all(self, state: Progress, landings: Landings) -> _Done:
-        done = _Done()
+    def _send_all(self, state: Progress, landings: Landings) -> Settlement:
+        done = Settlement()
         for waiting in self._planned(state):
             number = waiting.fresh.position
             if waiting.hold in done.stuck:
@@ -294,7 +181,7 @@ class Release:
                 self._settle(state, waiting, landings, done)
         return done
 
-    def _settle(self, state: Progress, waiting: Waiting, landings: Landings, done: _Done) -> None:
+    def _settle(self, state: Progress, waiting: Waiting, landings: Landings, done: Settlement) -> None:
         """Send one row if need be, or find out why it cannot be."""
         row = self._fetch(state, waiting)
         try:
@@ -316,7 +203,7 @@ class Release:
         row: Row,
         target: Target,
         landings: Landings,
-        done: _Done,
+        done: Settlement,
     ) -> None:
         passed = 0
         here = target == (waiting.sent_topic, waiting.partition)
@@ -348,7 +235,7 @@ class Release:
         target: Target,
         seq: Seq,
         passed: int,
-        done: _Done,
+        done: Settlement,
     ) -> bool:
         """Was it accepted? `passed`: how many of its numbers nobody would take any more."""
         stream = seq.encode().removesuffix(b"%d" % seq.position)
@@ -360,17 +247,9 @@ class Release:
         except Refused as refused:
             log.error("parked event %d: %s", waiting.parked, refused)
             done.stuck[waiting.hold] = refused.reason
-            done.unsettled.append(
-                _Stuck(
-                    waiting.parked,
-                    waiting.fresh.encode().decode(),
-                    waiting.numbers[passed:],
-                    waiting.starts[passed:],
-                    target[0],
-                    None if state.mode == TRANSACTIONAL else target[1],
-                    refused.reason[:ERROR_CHARACTERS],
-                )
-            )
+            where = None if state.mode == TRANSACTIONAL else target[1]
+            error = refused.reason[:ERROR_CHARACTERS]
+            done.keep(waiting, target[0], where, passed=passed, error=error)
             return False
         return True
 
@@ -404,31 +283,12 @@ class Release:
             raise Fenced(f"shard {state.shard}: the release of delta {state.delta} is over already")
         return found
 
-    def _confirm(self, state: Progress, done: _Done) -> Progress:
-        parked, outcomes, seqs, partitions = (
-            map(list, zip(*done.settled, strict=True)) if done.settled else ([], [], [], [])
-        )
-        values: dict[str, Any] = {"shard": state.shard, "delta": state.delta, "parked": parked}
+    def _confirm(self, state: Progress, done: Settlement) -> Progress:
         with database.transaction(self._connection):
             confirmed = self._row.confirm_job(state)
-            execute = _bound(self._connection)
-            execute(ARCHIVE, values | {"outcomes": outcomes, "seqs": seqs, "partitions": partitions})
-            execute(REMOVE, values)
-            for left in done.unsettled:
-                execute(UNSETTLED, values | asdict(left))
-            for hold, note in done.stuck.items():
-                execute(STUCK, {"hold": hold, "note": note[:ERROR_CHARACTERS]})
-            holds = [hold for (hold,) in execute(UNFREEZE, values).fetchall()]
-            execute(END, {"holds": holds})
+            events = done.write(self._connection, state)
         self._parking.load()
         self._supervision.parked(self._parking.count)
-        hooks.fire(points.RELEASED, shard=state.shard, delta=state.delta, events=len(parked))
-        log.info("%d parked events are settled, %d keys still wait", len(parked), self._parking.count)
+        hooks.fire(points.RELEASED, shard=state.shard, delta=state.delta, events=events)
+        log.info("%d parked events are settled, %d keys still wait", events, self._parking.count)
         return confirmed
-
-
-def _bound(connection: Connection) -> Callable[[str, dict[str, Any]], psycopg.Cursor[Any]]:
-    def execute(statement: str, values: dict[str, Any]) -> psycopg.Cursor[Any]:
-        return database.execute(connection, statement, values)
-
-    return execute

@@ -16,6 +16,7 @@ from typing import Any
 import psycopg
 
 from outbox import hooks, record
+from outbox.storage import bucket
 from relay import database, points, row
 from relay.database import Connection, failed
 from relay.producers import Chunk, Producer, Refused, TopicRefused, address
@@ -53,13 +54,13 @@ RETURNING cursor, upto::text, upto_floor, groups, to_topic
 
 JOB = "SELECT cursor, upto::text, upto_floor, groups, to_topic FROM outbox_job WHERE job = %(job)s"
 
-_MATCHES = """
+_MATCHES = f"""
 e.position > %(low)s AND e.position <= %(last)s
 AND pg_visible_in_snapshot(e.xid, %(upto)s::pg_snapshot)
 AND (j.since IS NULL OR e.occurred_at >= j.since) AND (j.until IS NULL OR e.occurred_at < j.until)
 AND (j.topic IS NULL OR coalesce(e.topic, 'outbox.event.' || e.aggregatetype) = j.topic)
 AND (j.aggregateid IS NULL OR e.aggregateid = j.aggregateid)
-AND coalesce(hashtextextended(e.aggregateid, 0) & 255, 0) BETWEEN s.lo AND s.hi
+AND {bucket.IN_SHARD}
 AND NOT EXISTS (SELECT FROM outbox_parked p WHERE p.id = e.id)
 AND NOT EXISTS (SELECT FROM outbox_archive a WHERE a.id = e.id AND a.outcome = 'discarded')
 """

@@ -11,7 +11,7 @@ from datetime import timedelta
 import psycopg
 
 from outbox import hooks
-from outbox.storage import ring
+from outbox.storage import bucket, ring
 from relay import database, guards
 from relay.database import Connection, Database, OutcomeUnknown
 
@@ -45,7 +45,9 @@ SELECT (SELECT sum(hi - lo + 1) IS DISTINCT FROM 256 FROM outbox_shard)
     WHERE e.xid >= (SELECT pg_snapshot_xmin(done) FROM outbox_shard ORDER BY 1 LIMIT 1)
       AND NOT EXISTS (
         SELECT FROM outbox_shard s
-        WHERE coalesce(hashtextextended(e.aggregateid, 0) & 255, 0) BETWEEN s.lo AND s.hi
+        WHERE """
+    + bucket.IN_SHARD
+    + """
           AND pg_visible_in_snapshot(e.xid, s.done)))
   OR EXISTS (
     SELECT FROM outbox_job WHERE ended_at IS NULL AND requested_at > clock_timestamp() - interval '24 hours')

@@ -178,7 +178,7 @@ class BatchRunner:
             if committing and outcome_is_unknown(error):
                 connection.invalidate(error)
                 return Unknown(error)
-            _roll_back(connection)
+            roll_back(connection)
             return Failed(error)
         return None
 
@@ -287,7 +287,7 @@ def check_still_open(connection: Connection, transaction: Transaction) -> None:
         )
 
 
-def _roll_back(connection: Connection) -> None:
+def roll_back(connection: Connection) -> None:
     try:
         connection.rollback()
     except Exception as error:

@@ -83,6 +83,7 @@ class Member:
         self._applied = 0
         self._deaths = 0
         self._reach = Notice()
+        self._limit = TimeLimit(setup.settings.handler_limit)
         self.alive = True
         self._connect()
 
@@ -101,7 +102,6 @@ class Member:
             self._client, self._assignment, self._vigil, setup.group, size=settings.batch_size
         )
         self._mirror = Mirror(self._client, settings.mirror)
-        limit = TimeLimit(settings.handler_limit)
         runner = BatchRunner(
             engine=setup.engine,
             sessions=setup.sessions,
@@ -109,7 +109,7 @@ class Member:
             owner=self._owner,
             idle_timeout=settings.idle_timeout,
             max_parked=settings.max_parked,
-            limit=limit,
+            limit=self._limit,
         )
         self._work = Work(
             self._assignment,
@@ -123,7 +123,7 @@ class Member:
             setup.engine,
             setup.sessions,
             self._sieve,
-            limit,
+            self._limit,
             str(int(settings.idle_timeout.total_seconds() * 1000)),
         )
         self._client.subscribe(

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from outbox import hooks
 from outbox.consumer import backoff, parked
-from outbox.consumer.batch import apply_runs, check_still_open
+from outbox.consumer.batch import apply_runs, check_still_open, roll_back
 from outbox.consumer.handlers import Run
 from outbox.consumer.outcome import Wait, brief, judge, outcome_is_unknown
 from outbox.consumer.partition import Partition
@@ -45,7 +45,7 @@ WHERE grp = :grp AND topic = :topic AND partition = :partition AND owner_epoch =
 
 # Promise: never a record before an earlier one of its key. Served by the primary key and by index
 # consumer_parked_key; max_parked bounds what is walked.
-NEXT = text("""
+_NEXT = """
 SELECT * FROM consumer_parked p
 WHERE grp = :grp AND topic = :topic AND partition = :partition AND state <> 'discarded'
   AND (wish = 'discard'
@@ -55,7 +55,9 @@ WHERE grp = :grp AND topic = :topic AND partition = :partition AND state <> 'dis
         WHERE q.grp = p.grp AND q.topic = p.topic AND q.partition = p.partition AND q.key = p.key
           AND q.state <> 'discarded' AND q.record_offset < p.record_offset))))
 ORDER BY record_offset LIMIT 1
-""")
+"""
+NEXT = text(_NEXT)
+TAKE = text(f"{_NEXT} FOR UPDATE")
 
 DONE = text("""
 DELETE FROM consumer_parked
@@ -116,17 +118,15 @@ class Redrive:
     def _step(self, partition: Partition) -> bool:
         """One record. False when there is none that may go on, or it failed."""
         assert partition.claim is not None
-        where = parked.place(partition.claim)
         with self.engine.connect() as connection:
-            row = connection.execute(NEXT, where).one_or_none()
+            waits = connection.execute(NEXT, parked.place(partition.claim)).one_or_none() is not None
             connection.rollback()
-            if row is None:
-                return False
-            return self._move(connection, partition, where | {"record_offset": row.record_offset}, row)
+            return waits and self._move(connection, partition)
 
-    def _move(self, connection: Connection, partition: Partition, one: dict[str, Any], row: Any) -> bool:
+    def _move(self, connection: Connection, partition: Partition) -> bool:
         claim = partition.claim
         assert claim is not None
+        one = parked.place(claim)
         fence = {"epoch": claim.epoch, "expected": partition.expected, "idle": self.idle}
         committing = False
         try:
@@ -135,6 +135,12 @@ class Redrive:
                 transaction.rollback()
                 partition.fenced = True
                 return False
+            # Asked again, and held: what was wished may have changed since the look.
+            row = connection.execute(TAKE, one).one_or_none()
+            if row is None:
+                transaction.rollback()
+                return False
+            one["record_offset"] = row.record_offset
             if row.wish == "discard":
                 connection.execute(DISCARD, one)
             else:
@@ -149,7 +155,9 @@ class Redrive:
                 connection.invalidate(error)
                 partition.fenced = True
                 return False
-            connection.rollback()
+            roll_back(connection)
+            if "record_offset" not in one:
+                raise
             self._failed(connection, one | fence, error)
             return False
         partition.parked -= 1

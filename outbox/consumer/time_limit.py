@@ -9,10 +9,12 @@ import logging
 import os
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
+import psycopg
 from sqlalchemy import Connection
 
 from outbox.errors import OutboxError
@@ -72,12 +74,13 @@ class TimeLimit:
         pause = threading.Event()
         while not pause.wait(seconds / 5):
             with self._lock:
-                late = self._driver is not None and time.monotonic() - self._began
-                if not late or late <= seconds:
+                late = time.monotonic() - self._began
+                if self._driver is None or late <= seconds:
                     continue
                 if not self.fired:
                     self.fired = True
-                    self._driver.cancel_safe(timeout=seconds)
+                    with suppress(psycopg.Error):  # then the connection is gone, and the statement with it
+                        self._driver.cancel_safe(timeout=seconds)
                 elif late > 2 * seconds:
                     log.critical(
                         "a handler takes longer than twice handler_limit (%g s) and does not end; this "

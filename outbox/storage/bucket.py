@@ -5,6 +5,9 @@ BUCKETS = 256
 BUCKET_SQL = "coalesce(hashtextextended(aggregateid, 0) & 255, 0)"
 """Bucket of a row at read time (55 ns a row). A NULL key is in bucket 0."""
 
+IN_SHARD = f"{BUCKET_SQL.replace('aggregateid', 'e.aggregateid')} BETWEEN s.lo AND s.hi"
+"""Is event `e` one of shard `s`? For statements that ask about several shards at once."""
+
 OF_EVERY_BUCKET = "/* of every bucket */"
 """Stands in a statement where one shard of several asks for its own buckets."""
 

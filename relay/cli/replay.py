@@ -11,16 +11,16 @@ from sqlalchemy import text
 from outbox import preflight
 from outbox.errors import OutboxError
 from outbox.record import EVERYBODY
-from outbox.storage import ddl
+from outbox.storage import bucket, ddl
 from relay.cli import options
 from relay.cli.parked import who
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-COUNT = """
+COUNT = f"""
 SELECT count(*), min(e.occurred_at), max(e.occurred_at) FROM outbox_event e JOIN outbox_shard s
-  ON coalesce(hashtextextended(e.aggregateid, 0) & 255, 0) BETWEEN s.lo AND s.hi
+  ON {bucket.IN_SHARD}
 WHERE pg_visible_in_snapshot(e.xid, s.done)
   AND (CAST(:since AS timestamptz) IS NULL OR e.occurred_at >= :since)
   AND (CAST(:until AS timestamptz) IS NULL OR e.occurred_at < :until)
