@@ -137,8 +137,8 @@ class Claimer:
 
 def _check_identity(connection: Connection, key: dict[str, object], identity: TopicIdentity) -> None:
     found = connection.execute(IDENTITY, key).one_or_none()
-    if found is None:
-        return
+    if found is None or identity.agrees(TopicIdentity(found.cluster_id, found.topic_id)):
+        return  # there is none yet, or another member has just written the first one
     moved = not identity.agrees(TopicIdentity(found.cluster_id, identity.topic_id))
     raise GuardViolation(
         identity.difference(str(key["topic"]), cluster_id=found.cluster_id, topic_id=found.topic_id)

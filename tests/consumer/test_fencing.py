@@ -9,9 +9,9 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 
-from outbox.consumer.claim import Claimer
+from outbox.consumer.claim import Claim, Claimer
 from outbox.consumer.identity import TopicIdentity
 from tests.consumer import broken
 from tests.consumer.conftest import StageFactory
@@ -207,3 +207,26 @@ def test_claims_wait_in_line_without_ending_each_other(build: StageFactory, seen
     assert sorted(epochs) == [2, 3, 4]
     seen.wait("consumer.blocker_terminated")
     assert {facts["pid"] for facts in seen.all("consumer.blocker_terminated")} == {pid}
+
+
+def test_two_members_that_claim_a_new_partition_at_once_both_get_it(stage: Stage) -> None:
+    """The other one's first row appears after our claim found none: that is no other topic."""
+    identity = TopicIdentity("cluster", "topic")
+    mine, other = (
+        Claimer(engine=stage.engine, group=stage.group, owner=name, patience=timedelta(seconds=5))
+        for name in ("mine", "other")
+    )
+    began: list[str] = []
+    claims: list[Claim] = []
+
+    def overtake(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        if "UPDATE consumer_offset" in statement and not began:
+            began.append(statement)
+            claims.append(other.claim(stage.topic, 0, identity, lambda: 7))
+
+    event.listen(stage.engine, "after_cursor_execute", overtake)
+    try:
+        claim = mine.claim(stage.topic, 0, identity, lambda: 7)
+    finally:
+        event.remove(stage.engine, "after_cursor_execute", overtake)
+    assert (claim.next_offset, claim.epoch) == (7, claims[0].epoch + 1)
