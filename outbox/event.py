@@ -1,9 +1,10 @@
 """An event has a name and a version on the wire that never depend on where its class lives."""
 
 import re
+from collections.abc import Callable
 from datetime import date
 from enum import Enum
-from typing import Any, ClassVar, Unpack
+from typing import Any, ClassVar, TypeVar, Unpack
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
@@ -13,6 +14,9 @@ from outbox.errors import ConfigurationError, EventNotSerialisable, EventRejecte
 from outbox.preflight import text_fault, topic_fault
 from outbox.record import default_topic, wire_type
 from outbox.serializers import JsonSerializer, Serializer
+from outbox.upcast import Step, Upcastable, Versions
+
+S = TypeVar("S", bound=Step)
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
 
@@ -47,6 +51,8 @@ class Event(BaseModel):
     __aggregate__: ClassVar[str | None] = None
     __own_topic__: ClassVar[str | None] = None
     __key__: ClassVar[str | None] = None
+    __versions__: ClassVar[Versions]
+    """This one and the older ones that it can be read from; absent from a base without a name."""
     __serializer__: ClassVar[Serializer] = JsonSerializer()
 
     def __init_subclass__(
@@ -86,6 +92,34 @@ class Event(BaseModel):
         if name is not None:
             _define(cls, name, version)
 
+    @classmethod
+    def upcast(cls, *, from_version: int) -> Callable[[S], S]:
+        """Register how a payload of `from_version` becomes one of the version after it.
+
+            @OrderPlaced.upcast(from_version=1)
+            def currency_was_always_euro(fields: dict[str, Any]) -> dict[str, Any]:
+                return {**fields, "currency": "EUR"}
+
+        The fields are as the wire has them: under their aliases, a UUID, Decimal or date as text. Steps are
+        chained up to the class's version. Register them where the class is defined: a handler looks for them
+        when it is registered.
+
+        Raises ConfigurationError or CatalogError: a version that is not below the class's, or twice.
+        """
+        if not is_named(cls):
+            raise ConfigurationError(f"{cls.__qualname__} has no name on the wire, hence no older versions")
+        if not isinstance(cls.__serializer__, Upcastable):
+            raise ConfigurationError(
+                f"the serializer of {cls.__qualname__} cannot upcast: give "
+                f"{type(cls.__serializer__).__name__} the methods fields(payload) and payload(fields)"
+            )
+
+        def register(step: S) -> S:
+            cls.__versions__.add(from_version, step)
+            return step
+
+        return register
+
 
 def _define(cls: type[Event], name: str, version: int) -> None:
     where = f"event class {cls.__qualname__}"
@@ -107,6 +141,7 @@ def _define(cls: type[Event], name: str, version: int) -> None:
             f"{where}: key={key!r} names no field; the fields are {', '.join(cls.model_fields) or 'none'}"
         )
     cls.__wire_type__ = wire_type(name, version)
+    cls.__versions__ = Versions(name, version, {})
     cls.__topic__ = topic
     catalog.register(cls)
 

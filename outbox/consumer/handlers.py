@@ -12,6 +12,7 @@ from outbox import catalog
 from outbox.consumer.record import Polled, record_of
 from outbox.errors import ConfigurationError
 from outbox.event import Event, is_named
+from outbox.upcast import is_newer, parse
 
 Function = Callable[..., object]
 
@@ -33,10 +34,15 @@ class Handler:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Route:
-    """Where records of one topic and type go. wire_type: "" for records that are not decoded."""
+    """Where records of one topic and type go.
+
+    wire_type: of the event that the handler gets, "" for records that are not decoded. written: what the
+    records themselves say, an older version if they are upcast.
+    """
 
     handler: Handler
     wire_type: str
+    written: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,23 +83,37 @@ class Handlers:
         )
         if not events:
             assert topic is not None
-            self._route(topic, None, Route(handler, ""), name, f"topic {topic}")
+            self._route(topic, None, Route(handler, "", ""), name, f"topic {topic}")
         for event in events:
             if not is_named(event):
                 raise ConfigurationError(
                     f"{event.__qualname__} has no name on the wire; {name} cannot handle it"
                 )
             where, type_ = topic or event.__topic__, event.__wire_type__
-            self._route(where, type_.encode(), Route(handler, type_), name, f"{type_} on topic {where}")
+            self._route(
+                where, type_.encode(), Route(handler, type_, type_), name, f"{type_} on topic {where}"
+            )
+            for older in catalog.readable(event):
+                self._upcast(where, Route(handler, type_, older), name)
 
     def _route(self, topic: str, type_: bytes | None, route: Route, name: str, what: str) -> None:
         routes = self._routes.setdefault(topic, {})
-        if type_ in routes:
+        if type_ in routes and not _is_upcast(routes[type_]):
             raise ConfigurationError(
                 f"{what} has a handler already; {name} cannot be a second one. Call both from one "
                 "handler, or give the second its own consumer group"
             )
         routes[type_] = route
+
+    def _upcast(self, topic: str, route: Route, name: str) -> None:
+        """An older version goes to the handler of its own class, if there is one, else to this one."""
+        routes = self._routes[topic]
+        known = routes.setdefault(route.written.encode(), route)
+        if known is not route and _is_upcast(known):
+            raise ConfigurationError(
+                f"{route.written} on topic {topic} is upcast to {known.wire_type} already; {name} takes it "
+                f"as {route.wire_type}. Register a handler for one of the two"
+            )
 
     @property
     def topics(self) -> list[str]:
@@ -103,6 +123,18 @@ class Handlers:
     def routes(self, topic: str) -> Mapping[bytes | None, Route]:
         """By type; under None the route of all records of the topic that have no other."""
         return self._routes.get(topic, {})
+
+    def newest(self, topic: str, type_: str) -> int | None:
+        """The newest version of its name that has a handler, if `type_` is a later one."""
+        known: dict[str, int] = {}
+        for route in self.routes(topic).values():
+            name, version = parse(route.wire_type) or ("", 0)
+            known[name] = max(version, known.get(name, 0))
+        return is_newer(type_, known)
+
+
+def _is_upcast(route: Route) -> bool:
+    return route.written != route.wire_type
 
 
 def apply(session: Session, runs: Iterable[Run], begins: Callable[[], None] | None = None) -> None:
@@ -152,7 +184,7 @@ def _read(run: Run) -> Iterable[Any]:
     payloads = [message.value() for message in run.messages]
     if not run.route.handler.typed:
         return payloads
-    decode = catalog.decoder(run.route.wire_type)
+    decode = catalog.decoder(run.route.wire_type, run.route.written)
     events = (None if payload is None else decode(payload) for payload in payloads)
     return list(events) if run.route.handler.bulk else events
 

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from outbox import catalog
 from outbox.consumer.handlers import Handlers, Route, Run
 from outbox.consumer.record import Polled, headers_of
 from outbox.consumer.settings import Unknown
@@ -88,14 +89,20 @@ class Sieve:
 
     def _refuse(self, topic: str, type_: bytes | None) -> None:
         what = "no type header" if type_ is None else f"type {type_.decode('utf-8', 'replace')}"
+        if self._unknown == "skip" and (topic, f"records with {what}") in self._said:
+            return
+        newest = None if type_ is None else self._handlers.newest(topic, type_.decode("utf-8", "replace"))
+        newer = "" if newest is None else f": the newest version it knows is {newest}; {catalog.DEPLOY}"
         if self._unknown == "stop":
             raise ConfigurationError(
-                f"a record with {what} on topic {topic} has no handler; register one with @consumer.on, "
+                f"a record with {what} on topic {topic} has no handler{newer}"
+                if newer
+                else f"a record with {what} on topic {topic} has no handler; register one with @consumer.on, "
                 "or let such records pass with unknown='skip'"
             )
         if self._unknown == "park":
-            raise Reject(f"a record with {what} on topic {topic} has no handler yet")
-        self._say(topic, f"records with {what}", "no handler is registered for it")
+            raise Reject(f"a record with {what} on topic {topic} has no handler yet{newer}")
+        self._say(topic, f"records with {what}", f"no handler is registered for it{newer}")
 
     def _say(self, topic: str, what: str, why: str) -> None:
         if (topic, what) not in self._said:

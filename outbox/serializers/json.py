@@ -1,8 +1,9 @@
 """JSON as pydantic writes it: readable by everybody, about a microsecond an event."""
 
 from collections.abc import Iterable
+from json import dumps, loads
 from math import isfinite
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -45,6 +46,21 @@ class JsonSerializer:
                 f"a payload of {len(payload)} bytes is not a {model.__qualname__}: {wrong}. A change that "
                 "old records do not fit needs a new version of the event"
             ) from error
+
+    def fields(self, payload: bytes) -> dict[str, Any]:
+        """For upcasts. Raises UndecodableRecord for what is no JSON object."""
+        try:
+            found = loads(payload)
+        except (ValueError, RecursionError) as error:
+            raise UndecodableRecord(f"a payload of {len(payload)} bytes is not JSON: {error}") from error
+        if not isinstance(found, dict):
+            raise UndecodableRecord(
+                f"a payload of {len(payload)} bytes is no JSON object, so it has no fields"
+            )
+        return found
+
+    def payload(self, fields: dict[str, Any]) -> bytes:
+        return dumps(fields, ensure_ascii=False, allow_nan=False).encode()
 
 
 def _not_a_number(value: object) -> str | None:
