@@ -46,6 +46,10 @@ test-postgres: $(STAMP) ## run the database's tests on PostgreSQL VERSION=14 (to
 		$(BIN)/python -m pytest tests/storage tests/relay/database tests/relay/test_ring.py \
 		tests/relay/disaster/test_rebase.py tests/relay/kafka/test_killed.py $(ARGS)
 
+.PHONY: torture
+torture: $(STAMP) ## torture consumers of every protocol on three brokers, ten minutes each: ARGS="--seconds 60"
+	@$(BIN)/python -m tests.consumer.torture $(ARGS)
+
 .PHONY: campaign-shards
 campaign-shards: $(STAMP) ## change the number of shards under writers, kills and crashes: ARGS="--seconds 600"
 	@$(BIN)/python -m tests.relay.sharding.campaign $(ARGS)

@@ -2,12 +2,13 @@
 
 python -m tests.consumer.app '{"url": …, "bootstrap": …, "group": …, "topic": …, "kafka": {…},
     "at": "consumer.batch.before_commit", "count": 2, "do": "kill" | "freeze", "break": "…",
-    "deadly": "0.3", "endless": "0.4", "limit": 0.5}'
+    "deadly": "0.3", "endless": "0.4", "limit": 0.5, "retry": 0.01}'
 """
 
 import json
 import logging
 import os
+import random
 import signal
 import sys
 from datetime import timedelta
@@ -18,6 +19,7 @@ from sqlalchemy.orm import Session
 
 from outbox import hooks
 from outbox.consumer import Record
+from outbox.errors import Retry
 from tests.consumer import broken
 from tests.consumer.stage import Stage
 
@@ -41,7 +43,7 @@ def main(task: dict[str, Any]) -> None:
         hooks.subscribe(watch)
     url = make_url(task["url"]).set(drivername="postgresql+psycopg")
     engine = create_engine(url, pool_pre_ping=False, connect_args={"connect_timeout": 5})
-    stage = Stage(engine, task["url"], task["bootstrap"], task["topic"], 0)
+    stage = Stage(engine, task["url"], task["bootstrap"], task["topic"], 0, new=False)
     settings = task.get("settings", {})
     if "limit" in task:
         settings["handler_limit"] = timedelta(seconds=task["limit"])
@@ -54,6 +56,8 @@ def main(task: dict[str, Any]) -> None:
         while value.decode() == task.get("endless"):
             pass
         stage.store(session, record, task["group"], os.getpid())
+        if random.random() < task.get("retry", 0):
+            raise Retry("not now", after=timedelta(milliseconds=50))
 
     consumer.run(task.get("threads", 1))
 

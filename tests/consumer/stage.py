@@ -102,7 +102,9 @@ def witness() -> Iterator[Witness]:
 class Stage:
     """One topic and one database; `group` names the consumers' group."""
 
-    def __init__(self, engine: Engine, url: str, bootstrap: str, topic: str, partitions: int) -> None:
+    def __init__(
+        self, engine: Engine, url: str, bootstrap: str, topic: str, partitions: int, *, new: bool = True
+    ) -> None:
         self.engine = engine
         self.url = url
         self.bootstrap = bootstrap
@@ -112,13 +114,25 @@ class Stage:
         self._sent: dict[int, int] = dict.fromkeys(range(partitions), 0)
         self._put: dict[int, int] = dict.fromkeys(range(partitions), 0)
         self._producer = Producer(
-            {"bootstrap.servers": bootstrap, "linger.ms": 1, "enable.idempotence": True}
+            {
+                "bootstrap.servers": bootstrap,
+                "linger.ms": 1,
+                "enable.idempotence": True,
+                "message.timeout.ms": 0,  # without end: a record given up while brokers die would be no loss
+            }
         )
-        with engine.begin() as connection:
-            connection.execute(text(TABLE))
+        if new:
+            with engine.begin() as connection:
+                connection.execute(text(TABLE))
 
     def send(
-        self, count: int, *, partition: int | None = None, source: str = "s", generation: int = 1
+        self,
+        count: int,
+        *,
+        partition: int | None = None,
+        source: str = "s",
+        generation: int = 1,
+        flush: bool = True,
     ) -> None:
         """`count` records, spread over the partitions unless one is named, each with its place."""
         for n in range(count):
@@ -126,14 +140,18 @@ class Stage:
             self._sent[where] += 1
             seq = f"{source}/{generation}/{where}:1.{self._sent[where]}"
             self.put(f"{where}.{self._sent[where]}", partition=where, seq=seq)
-        self.flush()
+        if flush:
+            self.flush()
 
-    def repeat(self, partition: int, count: int) -> None:
+    def repeat(self, partition: int, count: int, *, flush: bool = True) -> int:
         """What a relay does that slept, or died unconfirmed: the last records once more, byte for byte."""
         last = self._sent[partition]
-        for n in range(max(1, last - count), last + 1):
+        again = range(max(1, last - count), last + 1)
+        for n in again:
             self.put(f"{partition}.{n}", partition=partition, seq=f"s/1/{partition}:1.{n}")
-        self.flush()
+        if flush:
+            self.flush()
+        return len(again)
 
     def end(self, partition: int) -> int:
         """How many records were put there, repeats included."""
@@ -158,8 +176,8 @@ class Stage:
         self._put[partition] += 1
         self._producer.produce(topic or self.topic, value, key, partition=partition, headers=headers)
 
-    def flush(self) -> None:
-        assert self._producer.flush(20) == 0
+    def flush(self, *, within: float = 20) -> None:
+        assert self._producer.flush(within) == 0
 
     def consumer(self, kafka: dict[str, Any] | None = None, **settings: Any) -> Consumer:
         """A consumer without handlers."""

@@ -1,0 +1,1 @@
+"""Six consumer processes on three brokers, and everything that can be done to them."""
