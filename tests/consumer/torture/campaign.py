@@ -93,7 +93,9 @@ class Campaign:
         self._down: list[tuple[float, Callable[[], None]]] = []
         self._verdict = Verdict(protocol, seed, 0.0)
         kafka = {**PROTOCOLS[protocol], **SHORT}
-        orders = {"settings": {"batch_size": 20}, "threads": 2, "retry": 0.002, **orders}
+        # So many die here that some record would be taken for the cause, and parked.
+        settings = {"batch_size": 20, "attempts": 1000}
+        orders = {"settings": settings, "threads": 2, "retry": 0.002, **orders}
         self._crew = Crew(self._stage, self._random, processes, kafka=kafka, **orders)
         self._attacks: dict[str, tuple[int, Callable[[], bool]]] = {
             "kills": (6, self._crew.kill),
