@@ -112,13 +112,13 @@ class Campaign:
 
     def run(self, seconds: float) -> Verdict:
         """Attack, let everybody recover, judge. Raises AssertionError when they do not recover."""
-        self._stage.send(PARTITIONS)
-        eventually(lambda: self._applied() >= PARTITIONS, within=120, what="members at work")
-        began = time.monotonic()
         names = list(self._attacks)
         weights = [weight for weight, _ in self._attacks.values()]
         lost_before = self._servers.wire.lost
         try:
+            self._stage.send(PARTITIONS)
+            eventually(lambda: self._applied() >= PARTITIONS, within=120, what="members at work")
+            began = time.monotonic()
             while time.monotonic() < began + seconds:
                 self._stage.send(self._random.randint(1, 200), flush=False)
                 (name,) = self._random.choices(names, weights)
