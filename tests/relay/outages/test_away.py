@@ -21,7 +21,11 @@ AWAY = 12.0
 
 def through(scene: Scene, relay: RelayProcess, *, within: float = 90.0) -> None:
     """Until all is published, the alarm is gone, and what arrived stands the test."""
-    scene.wait_until_through(within)
+    try:
+        scene.wait_until_through(within)
+    except AssertionError as error:
+        error.add_note(relay.log[-3000:])
+        raise
     well = "SELECT state->>'alarm' IS NULL AND state->>'state' = 'carrying' FROM outbox_relay"
     scene.wait(well, within=30)
     assert scene.complaints() == []
