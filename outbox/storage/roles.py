@@ -106,6 +106,7 @@ _TABLES = (
     "outbox_job",
     "consumer_offset",
     "consumer_parked",
+    "consumer_inbox",
 )
 
 
@@ -218,6 +219,8 @@ def _consumer(role: str) -> list[str]:
     return [
         f"GRANT SELECT, INSERT, UPDATE ON consumer_offset TO {role}",
         f"GRANT SELECT, INSERT, UPDATE, DELETE ON consumer_parked TO {role}",
+        f"GRANT SELECT, INSERT ON consumer_inbox TO {role}",
+        f"GRANT EXECUTE ON FUNCTION consumer_inbox_sweep() TO {role}",
         f"GRANT SELECT ON outbox_schema TO {role}",
         *_settings(role, CONSUMER_SETTINGS),
     ]

@@ -18,6 +18,7 @@ from sqlalchemy import (
     Identity,
     Index,
     Integer,
+    Interval,
     LargeBinary,
     MetaData,
     PrimaryKeyConstraint,
@@ -323,6 +324,10 @@ consumer_offset = Table(
     Column("claims", Integer, nullable=False, server_default=text("0")),
     Column("tried_offset", BigInteger),
     Column("tries", Integer, nullable=False, server_default=text("0")),
+    Column("inbox_window", Interval),
+    Column("inbox_seen_at", _timestamp),
+    Column("inbox_seen_high", BigInteger),
+    Column("inbox_read_through", _timestamp),
     PrimaryKeyConstraint("grp", "topic", "partition"),
 )
 
@@ -358,6 +363,27 @@ consumer_parked = Table(
     ),
 )
 
+consumer_inbox = Table(
+    "consumer_inbox",
+    metadata,
+    Column("grp", Text, nullable=False),
+    Column("topic", Text, nullable=False),
+    Column("partition", Integer, nullable=False),
+    Column("event_id", Text(collation="C"), nullable=False),
+    Column("record_offset", BigInteger, nullable=False),
+    Column(
+        "slot",
+        SmallInteger,
+        nullable=False,
+        server_default=text(
+            f"mod(floor(date_part('epoch', clock_timestamp()))::bigint / {ring.SECONDS_PER_INBOX_LEAF}, "
+            f"{ring.INBOX_LEAVES})"
+        ),
+    ),
+    PrimaryKeyConstraint("event_id", "grp", "topic", "partition", "record_offset", "slot"),
+    postgresql_partition_by="LIST (slot)",
+)
+
 outbox_schema = Table("outbox_schema", metadata, Column("version", Integer, nullable=False))
 
 _HIDDEN = frozenset(
@@ -366,6 +392,7 @@ _HIDDEN = frozenset(
         "outbox_sealed_0",
         "outbox_sealed_1",
         *(ring.leaf(slot) for slot in range(ring.LEAVES)),
+        *(ring.inbox_leaf(slot) for slot in range(ring.INBOX_LEAVES)),
     }
 )
 

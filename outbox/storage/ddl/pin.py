@@ -24,8 +24,8 @@ BEGIN
             FROM pg_catalog.pg_proc WHERE oid = name::regprocedure::oid;
         EXECUTE pg_catalog.replace(definition, body, pg_catalog.regexp_replace(
             pg_catalog.replace(body, {here}, pg_catalog.quote_literal(ours)),
-            '(?<![.''"])[[:<:]]outbox_(?=[a-z])',
-            pg_catalog.replace(ours, '{backslash}', '{backslash}{backslash}') || '.outbox_'::text, 'g'));
+            '(?<![.''"])[[:<:]]{prefix}_(?=[a-z])',
+            pg_catalog.replace(ours, '{backslash}', '{backslash}{backslash}') || '.{prefix}_'::text, 'g'));
         EXECUTE 'ALTER FUNCTION '::text || name || ' SET search_path = pg_catalog, pg_temp'::text;
         {revoke}
     END LOOP;
@@ -35,14 +35,16 @@ END $do$
 _REVOKE = "EXECUTE 'REVOKE ALL ON FUNCTION '::text || name || ' FROM PUBLIC'::text;"
 
 
-def pinned(names: Sequence[str], *, public: bool = False) -> str:
+def pinned(names: Sequence[str], *, public: bool = False, prefix: str = "outbox") -> str:
     """The statement that does so to functions just made in the current schema.
 
-    `public`: everybody may run them, as what they do is done with the caller's rights.
+    `public`: everybody may run them, as what they do is done with the caller's rights. `prefix`: how the
+    names of ours begin that their bodies mention.
     """
     return _PIN.format(
         names=[*names],
         here="'" + HERE.replace("'", "''") + "'",
         backslash="\\",
+        prefix=prefix,
         revoke="" if public else _REVOKE,
     )
