@@ -20,6 +20,7 @@ from outbox import hooks
 from outbox.consumer import handlers, parked
 from outbox.consumer.claim import Claim
 from outbox.consumer.handlers import Run
+from outbox.consumer.inbox import Ids, Inbox, without
 from outbox.consumer.outcome import Committed, Failed, Outcome, Overtaken, Unknown, outcome_is_unknown
 from outbox.consumer.parked import State, TooManyParked
 from outbox.consumer.record import Polled, headers_of
@@ -85,6 +86,7 @@ class BatchRunner:
     engine: Engine
     sessions: sessionmaker[Session]
     sieve: Sieve
+    inbox: Inbox
     owner: str
     idle_timeout: timedelta
     max_parked: int
@@ -96,23 +98,26 @@ class BatchRunner:
         _fire("consumer.batch.begin", facts)
         try:
             sifted = [self.sieve.sift(each.claim.topic, each.messages, each.marks) for each in batches]
+            self.inbox.prepare(each.claim for each, done in zip(batches, sifted, strict=True) if done.ids)
             connection = self.engine.connect()
         except Exception as error:
             return [Failed(error)] * len(batches)
         queued = [0] * len(batches)
+        again = [0] * len(batches)
 
         def apply() -> None:
-            self._apply(connection, batches, sifted, queued)
+            self._apply(connection, batches, sifted, queued, again)
 
         with connection:
             failure = self._transact(connection, batches, [each.marks for each in sifted], facts, apply)
         if failure is not None:
             return [failure] * len(batches)
         outcomes: list[Outcome] = []
-        for batch, done, waiting, known in zip(batches, sifted, queued, facts, strict=True):
-            applied = done.applied - waiting
-            outcomes.append(Committed(batch.next, done.marks, applied, done.repeats, done.skipped, waiting))
-            hooks.fire("consumer.batch.committed", **known, applied=applied, repeats=done.repeats)
+        for number, (batch, done) in enumerate(zip(batches, sifted, strict=True)):
+            waiting, repeats = queued[number], done.repeats + again[number]
+            applied = done.applied - waiting - again[number]
+            outcomes.append(Committed(batch.next, done.marks, applied, repeats, done.skipped, waiting))
+            hooks.fire("consumer.batch.committed", **facts[number], applied=applied, repeats=repeats)
         return outcomes
 
     def note_try(self, batch: Batch) -> int | None:
@@ -138,18 +143,27 @@ class BatchRunner:
             )
         marks = _marks_behind(batch)
         facts = [_facts(batch)]
+        ids = self.sieve.ids(batch.claim.topic, batch.messages)
+        again = 0
         try:
+            self.inbox.prepare([batch.claim] if ids else ())
             connection = self.engine.connect()
         except Exception as unreachable:
             return Failed(unreachable)
 
         def store() -> None:
-            parked.park(connection, batch.claim, batch.messages, State.FAILED, error=error, attempts=attempts)
+            nonlocal again
+            again = len(Inbox.admit(connection, [Ids(batch.claim, ids)]))
+            if not again:
+                where = (connection, batch.claim, batch.messages)
+                parked.park(*where, State.FAILED, error=error, attempts=attempts)
 
         with connection:
             failure = self._transact(connection, [batch], [marks], facts, store)
         if failure is not None:
             return failure
+        if again:
+            return Committed(batch.next, marks, 0, again, 0)
         hooks.fire("consumer.parked", **facts[0], error=error)
         return Committed(batch.next, marks, 0, 0, 0, parked=1)
 
@@ -183,12 +197,20 @@ class BatchRunner:
         return None
 
     def _apply(
-        self, connection: Connection, batches: Sequence[Batch], sifted: Sequence[Sifted], queued: list[int]
+        self,
+        connection: Connection,
+        batches: Sequence[Batch],
+        sifted: Sequence[Sifted],
+        queued: list[int],
+        again: list[int],
     ) -> None:
-        """Call the handlers, except for what waits behind parked records; `queued` learns how many do."""
+        """Call the handlers, except for what a foreign producer sent `again` and what waits behind parked
+        records (`queued`); both learn how many."""
         runs: list[Run] = []
+        known = [Ids(batch.claim, done.ids) for batch, done in zip(batches, sifted, strict=True)]
+        repeats = Inbox.admit(connection, known)
         for number, (batch, done) in enumerate(zip(batches, sifted, strict=True)):
-            free = done.runs
+            free, again[number] = without(done.runs, repeats)
             if batch.parked:
                 room = self.max_parked - batch.parked
                 free, queued[number] = parked.queue(connection, batch.claim, free, room=room)

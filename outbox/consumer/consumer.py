@@ -25,6 +25,8 @@ from typing import Any, TypeVar
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session, sessionmaker
 
+from outbox.consumer.dedupe import By, WithoutId
+from outbox.consumer.dedupe import dedupe as new_dedupe
 from outbox.consumer.handlers import Handlers
 from outbox.consumer.health import Health
 from outbox.consumer.member import Member, Setup, client
@@ -107,7 +109,16 @@ class Consumer:
         return self._handlers.topics
 
     def on(
-        self, *events: type[Event], topic: str | None = None, batch: bool = False, tombstones: bool = False
+        self,
+        *events: type[Event],
+        topic: str | None = None,
+        batch: bool = False,
+        tombstones: bool = False,
+        wire_type: str | None = None,
+        default: bool = False,
+        dedupe: By | None = None,
+        dedupe_window: timedelta = timedelta(hours=24),
+        without_id: WithoutId = "handle",
     ) -> Callable[[F], F]:
         """Register a handler `(session, event)` or `(session, event, record)` for these events.
 
@@ -117,12 +128,33 @@ class Consumer:
             records of one type, for bulk SQL.
         tombstones: it also gets records of its types whose value is null, as None; otherwise they are
         skipped.
+
+        For records that no outbox wrote:
+
+        wire_type: what their producer calls this event, if not by its own name and version.
+        default: records of the topic that name no type are this event too.
+        dedupe: drop what the producer sends again: by "event_id" (header `id`, or a CloudEvent's id and
+            source), or by what a function of the Record gives. Dropped is a record whose id came before it in
+            its partition less than `dedupe_window` earlier, a minute to seven days. Repeats in another
+            partition are handled.
+        without_id: what becomes of a record that has no id: it is handled without looking for repeats (said
+            once a topic), parked, or stops its partition.
         """
         for event in events:
             _require_event_class(event)
 
         def register(function: F) -> F:
-            self._handlers.add(function, events, topic=topic, bulk=batch, tombstones=tombstones)
+            name = getattr(function, "__qualname__", repr(function))
+            self._handlers.add(
+                function,
+                events,
+                topic=topic,
+                bulk=batch,
+                tombstones=tombstones,
+                wire_type=wire_type,
+                default=default,
+                dedupe=None if dedupe is None else new_dedupe(dedupe, dedupe_window, without_id, name=name),
+            )
             return function
 
         return register

@@ -4,17 +4,23 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy.orm import Session
 
 from outbox import catalog
+from outbox.consumer import foreign
+from outbox.consumer.dedupe import Dedupe
 from outbox.consumer.record import Polled, record_of
 from outbox.errors import ConfigurationError
 from outbox.event import Event, is_named
 from outbox.upcast import is_newer, parse
 
 Function = Callable[..., object]
+
+UNTYPED = b""
+"""The type, for a route, of records that name none."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,6 +29,7 @@ class Handler:
 
     wants_record: it takes the record (or records) as a third argument. bulk: it takes lists.
     typed: it takes decoded events, else the records' bytes. tombstones: it takes None for a null value.
+    dedupe: how repeats of foreign records are known, if they are dropped.
     """
 
     function: Function
@@ -30,6 +37,7 @@ class Handler:
     bulk: bool
     typed: bool
     tombstones: bool
+    dedupe: Dedupe | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,12 +45,14 @@ class Route:
     """Where records of one topic and type go.
 
     wire_type: of the event that the handler gets, "" for records that are not decoded. written: what the
-    records themselves say, an older version if they are upcast.
+    records themselves say, an older version if they are upcast. foreign: the same for records that no relay
+    wrote; None on that one itself.
     """
 
     handler: Handler
     wire_type: str
     written: str
+    foreign: "Route | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +77,9 @@ class Handlers:
         topic: str | None,
         bulk: bool,
         tombstones: bool,
+        wire_type: str | None = None,
+        default: bool = False,
+        dedupe: Dedupe | None = None,
     ) -> None:
         """Raises ConfigurationError for what can never work."""
         name = getattr(function, "__qualname__", repr(function))
@@ -79,22 +92,27 @@ class Handlers:
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise ConfigurationError(f"{name} contains `yield`, so calling it would run nothing of it")
         handler = Handler(
-            function, _takes_record(function, name), bulk, bool(events), tombstones or not events
+            function, _takes_record(function, name), bulk, bool(events), tombstones or not events, dedupe
         )
+        if (default or wire_type is not None) and len(events) != 1:
+            raise ConfigurationError(
+                f"{name}: default= and wire_type= say how one event comes; register it with that event alone"
+            )
         if not events:
             assert topic is not None
-            self._route(topic, None, Route(handler, "", ""), name, f"topic {topic}")
+            self._route(topic, None, _route(handler, "", ""), name, f"topic {topic}")
         for event in events:
             if not is_named(event):
                 raise ConfigurationError(
                     f"{event.__qualname__} has no name on the wire; {name} cannot handle it"
                 )
             where, type_ = topic or event.__topic__, event.__wire_type__
-            self._route(
-                where, type_.encode(), Route(handler, type_, type_), name, f"{type_} on topic {where}"
-            )
+            route, named = _route(handler, type_, type_), wire_type or type_
+            self._route(where, named.encode(), route, name, f"{named} on topic {where}")
+            if default:
+                self._route(where, UNTYPED, route, name, f"records without a type on topic {where}")
             for older in catalog.readable(event):
-                self._upcast(where, Route(handler, type_, older), name)
+                self._upcast(where, _route(handler, type_, older), name)
 
     def _route(self, topic: str, type_: bytes | None, route: Route, name: str, what: str) -> None:
         routes = self._routes.setdefault(topic, {})
@@ -119,6 +137,11 @@ class Handlers:
     def topics(self) -> list[str]:
         """What to subscribe to."""
         return sorted(self._routes)
+
+    def window(self, topic: str) -> timedelta | None:
+        """For how long the ids of its records are kept; None if no handler of it drops repeats."""
+        asked = (route.handler.dedupe for route in self.routes(topic).values())
+        return max((each.window for each in asked if each is not None), default=None)
 
     def routes(self, topic: str) -> Mapping[bytes | None, Route]:
         """By type; under None the route of all records of the topic that have no other."""
@@ -181,12 +204,20 @@ def _read(run: Run) -> Iterable[Any]:
 
     Lazily for a handler that takes them one by one, so that an earlier record's failure comes first.
     """
-    payloads = [message.value() for message in run.messages]
     if not run.route.handler.typed:
-        return payloads
+        return [message.value() for message in run.messages]
+    payloads: Iterable[bytes | None]
+    if run.route.foreign is None:
+        payloads = (foreign.payload(message) for message in run.messages)
+    else:
+        payloads = (message.value() for message in run.messages)
     decode = catalog.decoder(run.route.wire_type, run.route.written)
     events = (None if payload is None else decode(payload) for payload in payloads)
     return list(events) if run.route.handler.bulk else events
+
+
+def _route(handler: Handler, wire_type: str, written: str) -> Route:
+    return Route(handler, wire_type, written, foreign=Route(handler, wire_type, written))
 
 
 def _takes_record(function: Function, name: str) -> bool:

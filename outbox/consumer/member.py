@@ -26,6 +26,7 @@ from outbox.consumer.claim import Claimer
 from outbox.consumer.handlers import Handlers
 from outbox.consumer.health import MemberHealth, PartitionHealth
 from outbox.consumer.identity import BrokerIdentities, Identities
+from outbox.consumer.inbox import Inbox
 from outbox.consumer.intake import ClientDied, Intake
 from outbox.consumer.mirror import Mirror
 from outbox.consumer.notice import Notice
@@ -78,6 +79,7 @@ class Member:
         self._setup = setup
         self._owner = owner(number)
         self._sieve = Sieve(setup.group, setup.handlers, setup.settings.unknown)
+        self._inbox = Inbox(setup.engine, setup.handlers.window)
         self._identities = setup.new_identities(admin_properties(setup.properties))
         self._failure: Exception | None = None
         self._applied = 0
@@ -106,6 +108,7 @@ class Member:
             engine=setup.engine,
             sessions=setup.sessions,
             sieve=self._sieve,
+            inbox=self._inbox,
             owner=self._owner,
             idle_timeout=settings.idle_timeout,
             max_parked=settings.max_parked,

@@ -1,11 +1,12 @@
 """Of what was polled, keep what is news and has a handler."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from outbox import catalog
-from outbox.consumer.handlers import Handlers, Route, Run
+from outbox.consumer import foreign
+from outbox.consumer.handlers import UNTYPED, Handlers, Route, Run
 from outbox.consumer.record import Polled, headers_of
 from outbox.consumer.settings import Unknown
 from outbox.consumer.watermark import Marks
@@ -17,13 +18,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Sifted:
-    """What a batch has to do, and the marks once it is done."""
+    """What a batch has to do, and the marks once it is done.
+
+    ids: of foreign records whose repeats are dropped, by offset.
+    """
 
     runs: list[Run]
     marks: Marks
     applied: int
     repeats: int
     skipped: int
+    ids: list[tuple[int, str]]
 
 
 class Sieve:
@@ -41,8 +46,8 @@ class Sieve:
         can never pass, ConfigurationError where it stops its partition."""
         marks = marks.copy()
         routes = self._handlers.routes(topic)
-        other = routes.get(None)
         runs: list[Run] = []
+        ids: list[tuple[int, str]] = []
         last: Route | None = None
         repeats = skipped = 0
         for message in messages:
@@ -61,31 +66,72 @@ class Sieve:
             if replay is not None and not replayed_for(replay, self._group):
                 skipped += 1
                 continue
-            route = routes.get(type_, other)
-            if route is None:
-                self._refuse(topic, type_)
+            if seq is None:
+                type_, route = _foreign(routes, message, type_)
+            else:
+                route = routes.get(type_ or UNTYPED) or routes.get(None)
+            if route is None or (message.value() is None and not route.handler.tombstones):
+                self._pass_by(topic, type_, route)
                 skipped += 1
-            elif not route.handler.tombstones and message.value() is None:
-                what = f"tombstones of {route.wire_type}"
-                self._say(topic, what, "its handler is not registered with tombstones=True")
-                skipped += 1
-            elif route is last:
+                continue
+            if route.foreign is None and route.handler.dedupe is not None:
+                self._identify(topic, route, message, ids)
+            if route is last:
                 runs[-1].messages.append(message)
             else:
                 runs.append(Run(route, [message]))
                 last = route
-        return Sifted(runs, marks, len(messages) - repeats - skipped, repeats, skipped)
+        return Sifted(runs, marks, len(messages) - repeats - skipped, repeats, skipped, ids)
+
+    def ids(self, topic: str, messages: Sequence[Polled]) -> list[tuple[int, str]]:
+        """The same of records that are not run now, as far as they can be known."""
+        routes = self._handlers.routes(topic)
+        found: list[tuple[int, str]] = []
+        for message in messages:
+            if _header(message, SEQ) is not None:
+                continue
+            _, route = _foreign(routes, message, _header(message, TYPE))
+            if route is not None and route.handler.dedupe is not None:
+                try:
+                    self._identify(topic, route, message, found)
+                except Exception as error:
+                    log.info("%s[%s]: no id: %s", topic, message.partition(), error)
+        return found
+
+    def _identify(self, topic: str, route: Route, message: Polled, ids: list[tuple[int, str]]) -> None:
+        offset, dedupe = message.offset(), route.handler.dedupe
+        assert offset is not None
+        assert dedupe is not None
+        found = dedupe.entry(topic, message)
+        if found is not None:
+            ids.append((offset, found))
+        elif (topic, "") not in self._said:
+            self._said.add((topic, ""))
+            log.warning(
+                "records on topic %s have no event id: they are handled, a repeat of them too (said once)",
+                topic,
+            )
 
     def route(self, topic: str, message: Polled) -> Run | None:
         """Where a parked record goes, whose number was looked at when it was read; None: nobody wants it."""
-        type_ = next((value for name, value in headers_of(message) if name == TYPE), None)
+        type_ = _header(message, TYPE)
         routes = self._handlers.routes(topic)
-        route = routes.get(type_, routes.get(None))
+        if _header(message, SEQ) is None:
+            type_, route = _foreign(routes, message, type_)
+        else:
+            route = routes.get(type_ or UNTYPED) or routes.get(None)
         if route is None:
             self._refuse(topic, type_)
         elif route.handler.tombstones or message.value() is not None:
             return Run(route, [message])
         return None
+
+    def _pass_by(self, topic: str, type_: bytes | None, route: Route | None) -> None:
+        if route is None:
+            self._refuse(topic, type_)
+        else:
+            what = f"tombstones of {route.wire_type}"
+            self._say(topic, what, "its handler is not registered with tombstones=True")
 
     def _refuse(self, topic: str, type_: bytes | None) -> None:
         what = "no type header" if type_ is None else f"type {type_.decode('utf-8', 'replace')}"
@@ -108,3 +154,17 @@ class Sieve:
         if (topic, what) not in self._said:
             self._said.add((topic, what))
             log.warning("%s on topic %s are skipped: %s (said once)", what, topic, why)
+
+
+def _foreign(
+    routes: Mapping[bytes | None, Route], message: Polled, type_: bytes | None
+) -> tuple[bytes | None, Route | None]:
+    """The type of a record that no relay wrote, as its producer names it, and where it goes."""
+    if not type_ or type_[:1] in b'"{':
+        type_ = foreign.type_of(message)
+    route = routes.get(type_ or UNTYPED) or routes.get(None)
+    return type_, route and (route.foreign or route)
+
+
+def _header(message: Polled, wanted: str) -> bytes | None:
+    return next((value for name, value in headers_of(message) if name == wanted), None)

@@ -188,7 +188,7 @@ class Work:
                     self._rest(partition, f"{what}; it could not be parked: {brief(refused)}", 0.0)
             case _:
                 self._conclude(partition, batch, outcome)
-        if isinstance(outcome, Committed):
+        if isinstance(outcome, Committed) and outcome.parked:
             log.error(
                 "%s[%s]: %s; it is parked with all later records of its key, everything else goes on; see "
                 "outbox-relay consumers parked list",

@@ -2,7 +2,7 @@
 
 python -m tests.consumer.app '{"url": …, "bootstrap": …, "group": …, "topic": …, "kafka": {…},
     "at": "consumer.batch.before_commit", "count": 2, "do": "kill" | "freeze", "break": "…",
-    "deadly": "0.3", "endless": "0.4", "limit": 0.5, "retry": 0.01}'
+    "deadly": "0.3", "endless": "0.4", "limit": 0.5, "retry": 0.01, "dedupe": "event_id"}'
 """
 
 import json
@@ -49,7 +49,7 @@ def main(task: dict[str, Any]) -> None:
         settings["handler_limit"] = timedelta(seconds=task["limit"])
     consumer = stage.consumer(task.get("kafka"), group=task["group"], **settings)
 
-    @consumer.on(topic=task["topic"])
+    @consumer.on(topic=task["topic"], dedupe=task.get("dedupe"))
     def store(session: Session, value: bytes, record: Record) -> None:
         if value.decode() == task.get("deadly"):
             os.kill(os.getpid(), signal.SIGKILL)

@@ -29,9 +29,10 @@ class Keyed:
     def __init__(self, stage: Stage, **settings: Any) -> None:
         self.stage = stage
         self.bad: dict[str, Exception] = {}
+        dedupe = settings.pop("dedupe", None)
         self.consumer = stage.consumer(**settings)
 
-        @self.consumer.on(topic=stage.topic)
+        @self.consumer.on(topic=stage.topic, dedupe=dedupe)
         def handle(session: Session, value: bytes, record: Record) -> None:
             stage.store(session, record)
             if value.decode() in self.bad:

@@ -32,7 +32,7 @@ WHERE o.inbox_window IS NOT NULL
 """Partitions that have not seen all that was appended until the leaf's last id is older than their window.
 The minute covers a record that its partition's leader has, and its followers have not yet."""
 
-SWEEP = f"""
+_SWEEP = """
 CREATE FUNCTION consumer_inbox_sweep() RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET lock_timeout = '200ms' AS $function$
 DECLARE
@@ -48,14 +48,14 @@ BEGIN
     -- The leaf of this turn is being filled; the one behind it has been full for longest.
     FOR age IN REVERSE 15 .. 1 LOOP
         ended := to_timestamp(((turn - age::bigint + 1::bigint) * 43200::bigint)::double precision);
-        CONTINUE WHEN EXISTS ({NEEDED});
-        leaf := {HERE}::text || '.consumer_inbox_'::text || mod(turn - age::bigint, 16::bigint)::text;
+        CONTINUE WHEN EXISTS ({needed});
+        leaf := {here}::text || '.consumer_inbox_'::text || mod(turn - age::bigint, 16::bigint)::text;
         EXECUTE 'SELECT EXISTS (SELECT FROM '::text || leaf || ')'::text INTO filled;
         CONTINUE WHEN NOT filled;
         BEGIN
             EXECUTE 'LOCK TABLE ONLY '::text || leaf || ' IN ACCESS EXCLUSIVE MODE'::text;
             -- Asked again: what held the lock may have changed the answer.
-            IF NOT EXISTS ({NEEDED}) THEN
+            IF NOT EXISTS ({needed}) THEN
                 EXECUTE 'TRUNCATE ONLY '::text || leaf;
                 RETURN true;
             END IF;
@@ -66,6 +66,7 @@ BEGIN
     RETURN false;
 END $function$
 """
+SWEEP = _SWEEP.format(needed=NEEDED.strip(), here=HERE)
 # One leaf a call, so that no more than one is ever locked.
 
 UP: tuple[str, ...] = (
