@@ -34,6 +34,8 @@ SHORTEST_LEASE = timedelta(milliseconds=100)
 LONGEST_LEASE = timedelta(minutes=10)
 """A relay that dies leaves its events waiting for so long."""
 
+LONGEST_TRANSACTION = timedelta(seconds=5)
+
 
 def _instance() -> str:
     return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
@@ -95,7 +97,11 @@ class RelayConfig(BaseSettings):
     look_rows: int = Field(default=1_000, ge=1, description="events of one delta held in memory at most")
     chunk_rows: int = Field(default=2_000, ge=1, description="rows of a backlog read and sent at a time")
     transaction_rows: int = Field(
-        default=5_000, ge=1, description="the same in mode transactional: rows in one Kafka transaction"
+        default=5_000, ge=1, description="the same in mode transactional, where a chunk is never divided"
+    )
+    transaction_time: Duration = Field(
+        default=timedelta(milliseconds=200),
+        description="for so long a Kafka transaction takes in further chunks of a backlog; 0: one each",
     )
     compacted_topics: Literal["refuse", "allow"] = Field(
         default="refuse", description="whether mode sequenced may send to compacted topics"
@@ -217,6 +223,14 @@ class RelayConfig(BaseSettings):
         if value > LONGEST_LEASE:
             minutes = LONGEST_LEASE.total_seconds() / 60
             raise ValueError(f"must be {minutes:g} min at most: for so long a dead relay has no successor")
+        return value
+
+    @field_validator("transaction_time")
+    @classmethod
+    def _soon_over(cls, value: timedelta) -> timedelta:
+        if not timedelta(0) <= value <= LONGEST_TRANSACTION:
+            seconds = LONGEST_TRANSACTION.total_seconds()
+            raise ValueError(f"must be {seconds:g} s at most: for so long readers wait for what is in it")
         return value
 
     @field_validator("health_address")

@@ -170,7 +170,11 @@ class Relay:
         shard = Shard(
             self._config,
             lease,
-            Kafka(self._config.kafka_properties, stopping=lambda: bell.stopping),
+            Kafka(
+                self._config.kafka_properties,
+                stopping=lambda: bell.stopping,
+                together=self._config.transaction_time.total_seconds(),
+            ),
             stopping=lambda: bell.stopping,
             status=self._report.shard(lease.shard),
             behind=lambda: self._backlog.alarm(lease.shard),

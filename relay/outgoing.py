@@ -46,12 +46,15 @@ class Outgoing:
         """Why it ended before the delta did: UnfitTopic, or Refused for a row whose topic never will be."""
         self.stopped_at: Row | None = None
 
-    def chunks(self) -> Generator[Chunk]:
-        """Close it to end the reading too, before the connection is closed."""
+    def chunks(self) -> Generator[Chunk | None]:
+        """None: the next one is not at hand. Close it to end the reading too, before the connection."""
         with closing(self._pages) as pages:
             for page in pages:
                 if self._stopping() or len(self._withheld) >= MOST_WITHHELD:
                     return
+                if not page:
+                    yield None
+                    continue
                 free, waiting = self._parking.withhold(page)
                 rows, targets = self._address(free)
                 self._reach(page, waiting)

@@ -6,7 +6,7 @@ often it is read.
 """
 
 from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import takewhile
 from operator import itemgetter
 from typing import Any
@@ -129,15 +129,20 @@ class DeltaReader:
         self._rows = rows
         self._bytes = bytes_
 
-    def chunks(self, state: Progress) -> Generator[list[Row]]:
+    def chunks(self, state: Progress, *, near: float | None = None) -> Generator[list[Row]]:
         """The rows of the planned delta above `state.low`, in position order, read one chunk ahead.
 
-        Close it before the connection: a chunk may be on its way.
+        An empty list: the next chunk is not here within `near` seconds, if that is given. Close it before the
+        connection: a chunk may be on its way.
         """
         with ThreadPoolExecutor(1, thread_name_prefix="outbox-read") as ahead:
             pages = self._pages(state)
             following = ahead.submit(next, pages, None)
-            while (chunk := following.result()) is not None:
+            while True:
+                if near is not None and not wait([following], near).done:
+                    yield []
+                if (chunk := following.result()) is None:
+                    return
                 following = ahead.submit(next, pages, None)
                 yield chunk
 

@@ -30,6 +30,9 @@ log = logging.getLogger("relay.shard")
 LOW_EVERY = 0.1
 """Seconds between two notes of how far a long delta is acknowledged."""
 
+NEAR = 0.02
+"""Seconds for which a Kafka transaction stands open for a chunk that is being read."""
+
 CONFIRM_AFTER = 0.02
 """Seconds without new events before a delta is confirmed alone; until then the next plan does it for free."""
 
@@ -130,7 +133,7 @@ class Tenure:
             return self._carry_job()
         if self.state.next is not None and not self._sent:
             # Planned by a predecessor, or interrupted: its rows are fixed, so they are read again.
-            return Did(self._send(self._reader.chunks(self.state)), 0.0)
+            return Did(self._send(self._read()), 0.0)
         try:
             return self._find()
         except Frozen:
@@ -171,7 +174,7 @@ class Tenure:
         move = self._row.confirm_and_plan if self._sent else self._row.plan
         self.state, self._sent, self._noted_low = move(self.state, look), False, 0
         hooks.fire(points.PLANNED, shard=self.state.shard, delta=self.state.delta)
-        pages = self._reader.chunks(self.state) if look.rows is None else page(look.rows)
+        pages = self._read() if look.rows is None else page(look.rows)
         published = self._send(pages)
         self._busy_at = time.monotonic()
         return Did(published, 0.0)
@@ -292,6 +295,9 @@ class Tenure:
             self._park(outgoing, outgoing.stopped_by)
         self._sent = outgoing.complete
         return published
+
+    def _read(self) -> Generator[list[Row]]:
+        return self._reader.chunks(self.state, near=NEAR if self._transactional else None)
 
     def _deliver(self, outgoing: Outgoing) -> int:
         """Rows acknowledged until the delta ends, or the sending stops."""

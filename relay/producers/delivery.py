@@ -131,8 +131,10 @@ class Producer(Protocol):
         Interrupted, or Abandoned as soon as `alive()` says no.
         """
 
-    def deliver(self, chunks: Iterable[Chunk], alive: Callable[[], bool]) -> Iterator[int]:
+    def deliver(self, chunks: Iterable[Chunk | None], alive: Callable[[], bool]) -> Iterator[int]:
         """Send `chunks` in order; yield each position up to which every row is acknowledged.
+
+        None among them: the next one is not at hand, and nothing should be held up for it.
 
         Raises Refused for a row that can never be delivered, but only once every row before it is
         acknowledged and yielded; Interrupted after any other failure. All rows above the last yielded

@@ -5,20 +5,30 @@ from typing import Any
 
 from relay.producers.delivery import Names
 from relay.producers.sequenced import SequencedProducer
-from relay.producers.transactional import TransactionalProducer
+from relay.producers.transactional import TOGETHER, TransactionalProducer
 
 
 class Kafka:
-    """`properties`: librdkafka's own, as `[kafka]` gives them. `stopping`: when not to wait for answers."""
+    """`properties`: librdkafka's own, as `[kafka]` gives them. `stopping`: when not to wait for answers.
+
+    `together`: seconds for which a Kafka transaction takes in further chunks of a backlog.
+    """
 
     def __init__(
-        self, properties: Mapping[str, Any], *, stopping: Callable[[], bool] = lambda: False
+        self,
+        properties: Mapping[str, Any],
+        *,
+        stopping: Callable[[], bool] = lambda: False,
+        together: float = TOGETHER,
     ) -> None:
         self._properties = properties
         self._stopping = stopping
+        self._together = together
 
     def sequenced(self) -> SequencedProducer:
         return SequencedProducer(self._properties, stopping=self._stopping)
 
     def transactional(self, names: Names) -> TransactionalProducer:
-        return TransactionalProducer(self._properties, names, stopping=self._stopping)
+        return TransactionalProducer(
+            self._properties, names, stopping=self._stopping, together=self._together
+        )

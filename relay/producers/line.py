@@ -15,6 +15,12 @@ from relay.row import KEY, MS, PAYLOAD
 ALIVE_EVERY = 0.1
 """Seconds between two questions whether to go on, while waiting for the broker."""
 
+AHEAD = 2
+"""Chunks on their way while the next one is handed over; more bring nothing."""
+
+ROOM_EVERY = 0.002
+"""Seconds between two looks whether there is room for it: successes are not reported."""
+
 FENCE_WITHIN = 1.0
 """Seconds for one attempt to fence predecessors, whose open transaction has to end first."""
 
@@ -42,7 +48,7 @@ class LineEnded(Interrupted):
 
 
 class Line:
-    """Carries one transaction at a time: `fill`, `settle`, `commit`, `committed`, and again.
+    """Carries one transaction at a time: `begin`, `send`, `note`, `settle`, `commit`, `committed`, and again.
 
     After any exception only `close` may be called. `complaints` collects what the client says about brokers
     and logins; it outlives the line.
@@ -58,6 +64,7 @@ class Line:
         # No reference back to this object: a cycle would keep each ended client and its threads for long.
         self.client = Producer({**properties, "error_cb": complaints.append, "on_delivery": report})
         self._begun = False
+        self._chunks = deque[int](maxlen=AHEAD)
         self._commit: _Commit | None = None
 
     def fence(self, alive: Callable[[], bool]) -> None:
@@ -72,19 +79,24 @@ class Line:
                     raise LineEnded(error.args[0]) from error
                 self.client.poll(ALIVE_EVERY)
 
-    def fill(
-        self, chunk: Chunk | None, topic: str, partition: int, progress: bytes, alive: Callable[[], bool]
-    ) -> None:
-        """Begin a transaction: the chunk's records, and behind them `progress` in its own topic.
-
-        Nothing is begun by a relay that overslept its lease.
-        """
+    def begin(self, alive: Callable[[], bool]) -> None:
+        """Begin a transaction. Nothing is begun by a relay that overslept its lease."""
         _go_on(alive)
+        self._chunks.clear()
         with _ending():
             self.client.begin_transaction()
         self._begun = True
-        if chunk is not None:
-            self._hand_over(chunk, alive)
+
+    def send(self, chunk: Chunk, alive: Callable[[], bool]) -> None:
+        """Hand over the chunk's records, once no more than two chunks before it are on their way."""
+        self._serve(0, alive)
+        while len(self.client) > sum(self._chunks):
+            self._serve(ROOM_EVERY, alive)
+        self._chunks.append(len(chunk.rows))
+        self._hand_over(chunk, alive)
+
+    def note(self, topic: str, partition: int, progress: bytes, alive: Callable[[], bool]) -> None:
+        """Hand over the record of how far the shard is with this transaction."""
         with _ending():
             self._produce((topic, progress, b"%d" % partition, partition), alive)
 
@@ -118,6 +130,11 @@ class Line:
         """Ask for the commit, and do not wait for it."""
         self._commit = _Commit(self.client)
         self._commit.start()
+
+    @property
+    def answered(self) -> bool:
+        """Need `committed` not wait?"""
+        return self._commit is not None and self._commit.ended.is_set()
 
     def committed(self, alive: Callable[[], bool]) -> None:
         """Wait until the transaction is in. After any exception nobody knows whether it is."""

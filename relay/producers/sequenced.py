@@ -40,11 +40,11 @@ class SequencedProducer:
         """Nobody can be fenced: a former producer's late records are repeats that readers with marks drop."""
         return None
 
-    def deliver(self, chunks: Iterable[Chunk], alive: Callable[[], bool]) -> Iterator[int]:
+    def deliver(self, chunks: Iterable[Chunk | None], alive: Callable[[], bool]) -> Iterator[int]:
         """See `Producer.deliver`. The first error ends the session; nothing later overtakes what failed."""
         session = self._opened()
         try:
-            for chunk in chunks:
+            for chunk in filter(None, chunks):
                 for part in self._parts(chunk):
                     self._inquiry.make_sure(session.client, session.partitions, part.targets)
                     session.send(part, alive)

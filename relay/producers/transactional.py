@@ -1,10 +1,11 @@
-"""Mode `transactional`: each chunk is one Kafka transaction, and with it the record of how far the shard is.
+"""Mode `transactional`: one chunk or several in a Kafka transaction, and with them how far the shard is.
 
 Readers that are read_committed see each event exactly once, in order, whatever dies or wakes up in between:
 only the owner that was fenced in last can commit, and it begins behind the last record that is committed.
 """
 
 import math
+import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,6 +31,21 @@ LINES = 2
 """Clients that take turns: the next transaction is filled while the last one's commit is on its way, and
 none waits for the markers of the one before it (with a single client that costs 25 ms now and then)."""
 
+TOGETHER = 0.2
+"""Seconds for which a transaction takes in further chunks of a backlog: beginning one, and waiting until the
+brokers have all of it, cost 10 ms each time."""
+
+
+@dataclass(slots=True)
+class _Filling:
+    """A transaction that has begun: `rows` from position `first` to the end of chunk `last`, until when."""
+
+    line: Line
+    until: float
+    first: int
+    last: Chunk
+    rows: int = 0
+
 
 @dataclass(frozen=True, slots=True)
 class _Doubt:
@@ -41,7 +57,10 @@ class _Doubt:
 
 
 class TransactionalProducer:
-    """Producer of mode `transactional`. `properties` are librdkafka's own; `names` are the shard's."""
+    """Producer of mode `transactional`. `properties` are librdkafka's own; `names` are the shard's.
+
+    `together`: seconds for which a transaction takes in further chunks; 0: each chunk has its own.
+    """
 
     def __init__(
         self,
@@ -49,6 +68,7 @@ class TransactionalProducer:
         names: Names,
         *,
         stopping: Callable[[], bool] = lambda: False,
+        together: float = TOGETHER,
     ) -> None:
         self._properties = transactional(properties)
         self._inquiry = Inquiry(self._properties, listen=self._listen, stopping=stopping)
@@ -59,6 +79,10 @@ class TransactionalProducer:
         self._lines: list[Line] = []
         self._seen: dict[str, int] = {}
         self._fenced = False
+        # Far from the broker's patience, which also has to cover what this transaction waits for at its end.
+        self._together = min(together, self._properties["transaction.timeout.ms"] / 4_000)
+        self._filling: _Filling | None = None
+        self._committing: tuple[Line, int] | None = None
         self._doubt: _Doubt | None = None
 
     def take_over(self, alive: Callable[[], bool]) -> Recorded:
@@ -91,36 +115,30 @@ class TransactionalProducer:
         line = self._lines[0]
         with self._settling():
             self._ledger.prepare()
-            line.fill(None, *self._place, encoded(recorded), alive)
+            line.begin(alive)
+            line.note(*self._place, encoded(recorded), alive)
             line.settle(alive)
             line.commit()
             line.committed(alive)
 
-    def deliver(self, chunks: Iterable[Chunk], alive: Callable[[], bool]) -> Iterator[int]:
-        """See `Producer.deliver`. A chunk is yielded once it is committed; nothing is sent after an error."""
+    def deliver(self, chunks: Iterable[Chunk | None], alive: Callable[[], bool]) -> Iterator[int]:
+        """See `Producer.deliver`. What is yielded is committed; nothing is sent after an error."""
         if not self._fenced:
             raise Unsettled("what was committed last is to be asked first", expected=True)
-        committing: tuple[Line, int] | None = None
         with self._settling():
-            for chunk in chunks:
-                for part in self._parts(chunk):
-                    line = self._turn()
-                    if committing is not None and (committing[0] is line or self._doubt is not None):
-                        yield self._arrived(committing, alive)
-                        committing = None
-                    try:
-                        self._send(line, part, alive)
-                    except Refused:
-                        # Whoever sets the row aside believes that everything before it is in.
-                        if committing is not None:
-                            yield self._arrived(committing, alive)
-                        raise
-                    if committing is not None:
-                        yield self._arrived(committing, alive)
-                    committing = line, part.rows[-1][POSITION]
-                    self._commit(*committing)
-            if committing is not None:
-                yield self._arrived(committing, alive)
+            try:
+                for chunk in chunks:
+                    if chunk is None:
+                        yield from self._complete(alive)
+                    else:
+                        for part in self._parts(chunk):
+                            yield from self._take_in(part, alive)
+                yield from self._complete(alive)
+                yield from self._arrived(alive)
+            except Refused:
+                # Whoever sets the row aside believes that everything before it is in.
+                yield from self._arrived(alive)
+                raise
         self._doubt = None
 
     def partitions(self, topic: str) -> int | None:
@@ -145,6 +163,7 @@ class TransactionalProducer:
 
     def close(self) -> None:
         self._fenced = False
+        self._filling = self._committing = None
         while self._lines:
             self._lines.pop().close()
 
@@ -172,33 +191,71 @@ class TransactionalProducer:
             remedy = ""
         return f"transactional.id {self.names.transactional_id}: {cause.str()}{remedy}"
 
-    def _send(self, line: Line, part: Chunk, alive: Callable[[], bool]) -> None:
-        """Until the brokers have it all, uncommitted. What is refused is refused here."""
-        recorded = Recorded(
-            Seq.parse(part.stream + b"%d" % part.rows[-1][POSITION]), part.done, part.next or None
-        )
+    def _take_in(self, part: Chunk, alive: Callable[[], bool]) -> Iterator[int]:
+        """Hand the rows over, in the transaction that is being filled or in a new one."""
+        targets = set(part.targets)
+        if self._filling is not None and any(topic not in self._seen for topic, _ in targets):
+            # Its records would wait in the open transaction while the brokers are asked for the topic.
+            yield from self._complete(alive)
+        if self._doubt is not None:
+            yield from self._arrived(alive)
+        if self._filling is None:
+            self._lines.append(self._lines.pop(0))
+        line = self._lines[-1]
+        self._inquiry.make_sure(line.client, self._seen, targets)
+        if self._filling is None:
+            line.begin(alive)
+            self._filling = _Filling(line, time.monotonic() + self._together, part.rows[0][POSITION], part)
+        filling = self._filling
+        filling.rows += len(part.rows)
+        filling.last = part
         try:
-            # Asked before the transaction is begun: records for a missing topic would wait in it.
-            self._inquiry.make_sure(line.client, self._seen, part.targets)
-            line.fill(part, *self._place, encoded(recorded), alive)
-            line.settle(alive)
+            line.send(part, alive)
         except LineEnded as ended:
-            raise self._verdict(part, ended) from ended
+            raise self._verdict(filling, ended) from ended
+        if self._doubt is not None or time.monotonic() >= filling.until:
+            yield from self._complete(alive)
+        elif self._committing is not None and self._committing[0].answered:
+            yield from self._arrived(alive)
 
-    def _commit(self, line: Line, last: int) -> None:
+    def _complete(self, alive: Callable[[], bool]) -> Iterator[int]:
+        """Ask for the commit once the brokers have it all. What is refused is refused here or before."""
+        filling, self._filling = self._filling, None
+        if filling is None:
+            return
+        chunk = filling.last
+        last = chunk.rows[-1][POSITION]
+        recorded = Recorded(Seq.parse(chunk.stream + b"%d" % last), chunk.done, chunk.next or None)
+        try:
+            filling.line.note(*self._place, encoded(recorded), alive)
+            filling.line.settle(alive)
+        except LineEnded as ended:
+            raise self._verdict(filling, ended) from ended
+        yield from self._arrived(alive)
         hooks.fire(points.SETTLED, shard=self.names.shard, last=last)
-        line.commit()
+        filling.line.commit()
+        self._committing = filling.line, last
         hooks.fire(points.COMMITTING, shard=self.names.shard, last=last)
 
-    def _verdict(self, part: Chunk, ended: LineEnded) -> Exception:
+    def _arrived(self, alive: Callable[[], bool]) -> Iterator[int]:
+        """The last position of the transaction whose commit is on its way, once that is in."""
+        committing, self._committing = self._committing, None
+        if committing is not None:
+            committing[0].committed(alive)
+            yield committing[1]
+
+    def _verdict(self, filling: _Filling, ended: LineEnded) -> Exception:
         """Who is to blame: the row that was alone in its transaction, or one among those that were in it."""
         if ended.cause.code() not in REFUSALS:
             return ended
-        rows = part.rows if ended.index is None else [part.rows[ended.index]]
-        if len(part.rows) == 1:
+        rows = filling.last.rows
+        if filling.rows == 1:
             return Refused(rows[0], explained(ended.cause))
-        size = max(1, math.isqrt(len(rows)))
-        self._doubt = _Doubt(rows[0][POSITION], rows[-1][POSITION], size)
+        if ended.index is None:
+            size = max(1, math.isqrt(filling.rows))
+            self._doubt = _Doubt(filling.first, rows[-1][POSITION], size)
+        else:
+            self._doubt = _Doubt(rows[ended.index][POSITION], rows[ended.index][POSITION], 1)
         return Unsettled(f"looking for the row that is refused: {ended.cause.str()}", expected=True)
 
     def _parts(self, chunk: Chunk) -> Iterator[Chunk]:
@@ -215,19 +272,9 @@ class TransactionalProducer:
                 last = bisect_right(rows, doubt.last, start, key=_position)
                 end = min(start + doubt.size, last)
             else:
-                end = len(rows)
+                end, self._doubt = len(rows), None
             yield replace(chunk, rows=rows[start:end], targets=chunk.targets[start:end])
             start = end
-
-    def _turn(self) -> Line:
-        """The line whose commit is the longest ago."""
-        self._lines.append(self._lines.pop(0))
-        return self._lines[-1]
-
-    def _arrived(self, committing: tuple[Line, int], alive: Callable[[], bool]) -> int:
-        line, position = committing
-        line.committed(alive)
-        return position
 
     @contextmanager
     def _settling(self) -> Iterator[None]:

@@ -46,6 +46,7 @@ class Scene:
             "OUTBOX_CHUNK_ROWS": "50",
             "OUTBOX_LOOK_ROWS": "100",
             "OUTBOX_TRANSACTION_ROWS": "50",
+            "OUTBOX_TRANSACTION_TIME": "0",
             **settings,
         }
         self.session: Session = psycopg.connect(database, autocommit=True)

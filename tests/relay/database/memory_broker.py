@@ -101,8 +101,8 @@ class MemoryProducer:
     def take_over(self, alive: Callable[[], bool]) -> Recorded | None:  # noqa: ARG002
         return None
 
-    def deliver(self, chunks: Iterable[Chunk], alive: Callable[[], bool]) -> Iterator[int]:
-        for chunk in chunks:
+    def deliver(self, chunks: Iterable[Chunk | None], alive: Callable[[], bool]) -> Iterator[int]:
+        for chunk in filter(None, chunks):
             for row, (topic, partition) in zip(chunk.rows, chunk.targets, strict=True):
                 if not alive():
                     raise Abandoned("told to stop")

@@ -187,6 +187,17 @@ def test_reading_may_stop_anywhere(half: Half, writer: Session) -> None:
     assert half.planned(state) == written
 
 
+def test_it_says_when_the_next_chunk_is_not_here_soon(half: Half, connect: Connect, writer: Session) -> None:
+    written = write(writer, 100)
+    state = plan(half)
+    other = connect()
+    other.execute("LOCK TABLE outbox_event IN ACCESS EXCLUSIVE MODE")
+    with closing(half.reader.chunks(state, near=0.001)) as chunks:
+        assert next(chunks) == []
+        other.rollback()
+        assert [id_ for chunk in chunks for id_ in ids(chunk)] == written
+
+
 def test_large_payloads_stay_within_the_byte_bound(own: Own, writer: Session) -> None:
     half = own(bytes_=4 * MEGABYTE)
     for _ in range(40):

@@ -31,7 +31,7 @@ class Delivery:
         rows: Sequence[Row],
         size: int = 20,
         *,
-        pass_through: Callable[[Iterator[Chunk]], Iterator[Chunk]] = iter,
+        pass_through: Callable[[Iterator[Chunk]], Iterator[Chunk | None]] = iter,
     ) -> None:
         self.pass_through = pass_through
         self.producer = producer

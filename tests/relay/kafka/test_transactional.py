@@ -41,15 +41,48 @@ def test_killed_at_any_step_each_event_is_seen_exactly_once(
 
 
 @pytest.mark.parametrize(
-    "step",
-    ["relay.taken_over 1 STOP", "relay.settled 6 STOP", "relay.committing 6 STOP", "relay.sending 6 STOP"],
+    "strike",
+    [
+        "relay.sending 7 KILL",  # several chunks with the brokers, the transaction goes on
+        "relay.settled 1 KILL",
+        "relay.committing 1 KILL",
+        "relay.acknowledged 1 KILL",
+    ],
+)
+def test_several_chunks_in_one_transaction_are_all_seen_once_or_not_at_all(
+    scene: Scene, start: StartRelay, strike: str
+) -> None:
+    scene.transactional()
+    with scene.session.transaction():
+        scene.write(550)
+        scene.write(50, keys=0)
+    killed = start(strike=strike, transaction_time="5")
+    assert killed.wait() == -9
+    assert killed.count("relay.sending") > killed.count("relay.settled") + 1
+    with scene.session.transaction():
+        scene.write(300)
+    successor = start(transaction_time="5")
+    scene.wait_until_through()
+    assert scene.plain_complaints() == []
+    assert successor.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("step", "together"),
+    [
+        ("relay.taken_over 1 STOP", "0"),
+        ("relay.settled 6 STOP", "0"),
+        ("relay.committing 6 STOP", "0"),
+        ("relay.sending 6 STOP", "0"),
+        ("relay.sending 6 STOP", "5"),
+    ],
 )
 def test_a_relay_that_overslept_its_lease_is_fenced_by_kafka_itself(
-    scene: Scene, start: StartRelay, step: str
+    scene: Scene, start: StartRelay, step: str, together: str
 ) -> None:
     scene.transactional()
     scene.write(1000)
-    zombie = start(strike=step, instance="zombie")
+    zombie = start(strike=step, instance="zombie", transaction_time=together)
     zombie.wait_frozen()
     start()
     scene.write(150)
@@ -75,12 +108,13 @@ def test_two_relays_that_both_believe_in_their_lease_take_turns_and_send_nothing
     assert scene.plain_complaints() == []
 
 
+@pytest.mark.parametrize(("step", "together"), [("relay.settled 6 STOP", "0"), ("relay.sending 6 STOP", "5")])
 def test_a_transaction_that_took_too_long_is_sent_again_as_if_it_had_never_been(
-    scene: Scene, start: StartRelay
+    scene: Scene, start: StartRelay, step: str, together: str
 ) -> None:
     scene.transactional()
     scene.write(600)
-    relay = start(strike="relay.settled 6 STOP", lease="60", kafka__transaction_timeout_ms="1000")
+    relay = start(strike=step, lease="60", kafka__transaction_timeout_ms="1000", transaction_time=together)
     relay.wait_frozen()
     assert foreign.open_transactions(scene.bootstrap, scene.topic)
     until(

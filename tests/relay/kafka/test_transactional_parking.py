@@ -11,16 +11,19 @@ HELD = "SELECT id::text FROM outbox_parked ORDER BY parked"
 
 
 @pytest.mark.parametrize(
-    "strike",
+    ("strike", "together"),
     [
-        None,
-        "relay.committing 5 KILL",
-        "relay.acknowledged 4 KILL",
-        "relay.parked 2 KILL",
+        (None, "0"),
+        ("relay.committing 5 KILL", "0"),
+        ("relay.acknowledged 4 KILL", "0"),
+        ("relay.parked 2 KILL", "0"),
+        (None, "5"),
+        ("relay.committing 5 KILL", "5"),
+        ("relay.parked 2 KILL", "5"),
     ],
 )
 def test_each_event_is_sent_once_or_parked_once(
-    scene: Scene, start: StartRelay, topic: TopicFactory, strike: str | None
+    scene: Scene, start: StartRelay, topic: TopicFactory, strike: str | None, together: str
 ) -> None:
     scene.topic = topic("small", 2, max_message_bytes="20000")
     scene.transactional()
@@ -30,7 +33,7 @@ def test_each_event_is_sent_once_or_parked_once(
         (second,) = scene.write(1, keys=1, pad=30_000)  # key k0
         ids += scene.write(1)  # a key of its own chunk: k1, held
         ids += scene.write(300)
-    settings = {"transaction_rows": "50"}
+    settings = {"transaction_time": together}
     if strike is not None:
         assert start(strike=strike, **settings).wait() == -9
     start(**settings)
@@ -57,8 +60,8 @@ def test_a_chunk_in_front_of_a_refused_row_is_in_before_the_row_is_set_aside(
     with scene.session.transaction():
         before = scene.write(50)
         (poison,) = scene.write(1, keys=0, pad=30_000)  # alone in its chunk
-    assert start(strike="relay.parked 1 KILL", transaction_rows="50").wait() == -9
-    start(transaction_rows="50")
+    assert start(strike="relay.parked 1 KILL").wait() == -9
+    start()
     scene.wait_until_through()
     records = scene.arrived()
     assert {record.id for record in records} == {*before}

@@ -43,9 +43,10 @@ def through_a_vanished_topic(
     def known() -> bool:
         return producer.partitions(name) is not None
 
-    def interrupted(given: Iterator[Chunk]) -> Iterator[Chunk]:
+    def interrupted(given: Iterator[Chunk]) -> Iterator[Chunk | None]:
         for chunk in given:
             if chunk.rows[0][POSITION] == 21 and not ends and known():
+                yield None
                 until(lambda: sum(map(len, positions(kafka, name).values())) == 20, 20, lambda: "not 20")
                 kafka.delete_topic(name)
                 until(lambda: not known(), 20, lambda: "the topic is still there")

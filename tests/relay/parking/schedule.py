@@ -247,9 +247,9 @@ class PlayedProducer:
     def take_over(self, alive: Callable[[], bool]) -> Recorded | None:  # noqa: ARG002
         return None
 
-    def deliver(self, chunks: Iterable[Chunk], alive: Callable[[], bool]) -> Iterator[int]:  # noqa: ARG002
+    def deliver(self, chunks: Iterable[Chunk | None], alive: Callable[[], bool]) -> Iterator[int]:  # noqa: ARG002
         world, choose = self._world, self._world.choose
-        for chunk in chunks:
+        for chunk in filter(None, chunks):
             flights = deque(map(_flight, chunk.rows, chunk.targets, [chunk.stream] * len(chunk.rows)))
             world.meanwhile(self._owner)
             if choose.random() < 0.12:

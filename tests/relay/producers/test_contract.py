@@ -14,6 +14,7 @@ from outbox.record import Seq
 from outbox.testing.servers import KafkaServer
 from relay.producers import (
     Abandoned,
+    Chunk,
     Interrupted,
     Names,
     Producer,
@@ -161,9 +162,30 @@ def test_a_delivery_is_abandoned_before_it_sends_more(producer: Producer, small:
 
 def test_what_is_acknowledged_counts_also_when_it_is_abandoned(producer: Producer, small: str) -> None:
     lows: list[int] = []
+    rows = [row(n, small) for n in range(1, 100)]
     with pytest.raises(Abandoned):
-        lows.extend(producer.deliver(chunks([row(n, small) for n in range(1, 100)], 10), lambda: not lows))
+        lows.extend(producer.deliver(halting(chunks(rows, 10)), lambda: not lows))
     assert lows[0] == 10
+
+
+def test_what_was_given_arrives_while_the_next_chunk_is_not_at_hand(
+    kafka: KafkaServer, producer: Producer, small: str
+) -> None:
+    def given() -> Iterator[Chunk | None]:
+        first, second = chunks([row(n, small) for n in range(1, 21)], 10)
+        yield first
+        yield None
+        until(lambda: sum(map(len, positions(kafka, small).values())) == 10, 20, lambda: "not 10")
+        yield second
+
+    assert list(producer.deliver(given(), lambda: True))[-1] == 20
+
+
+def halting(given: Iterator[Chunk]) -> Iterator[Chunk | None]:
+    """Behind each chunk the next one is not at hand."""
+    for chunk in given:
+        yield chunk
+        yield None
 
 
 def test_an_ended_client_does_not_wait_for_the_garbage_collector(producer: Producer, small: str) -> None:
