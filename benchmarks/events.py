@@ -57,6 +57,20 @@ def store(session: Session, events: list[OrderPlaced]) -> None:
     )
 
 
+class Result(Base):
+    """The same through the ORM."""
+
+    __tablename__ = "bench_result_orm"
+
+    number: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    total: Mapped[Decimal] = mapped_column(Numeric)
+
+
+def store_one(session: Session, event: OrderPlaced) -> None:
+    """The work of a handler that gets one event at a time."""
+    session.add(Result(number=event.number, total=event.total))
+
+
 def create_tables(url: str) -> None:
     """In a database that has the outbox already."""
     fresh = engine(url)

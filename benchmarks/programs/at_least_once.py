@@ -1,4 +1,4 @@
-"""The plain consumer loop: the same decoding and the same bulk SQL, the offset in Kafka.
+"""The plain consumer loop: the same decoding and the same work, the offset in Kafka.
 
 After a crash it applies again what it had not committed to Kafka yet; nothing notices.
 """
@@ -12,15 +12,16 @@ import sqlalchemy
 from confluent_kafka import Consumer
 from sqlalchemy.orm import sessionmaker
 
-from benchmarks.events import OrderPlaced, store
+from benchmarks.events import OrderPlaced, store, store_one
 
 BATCH = 500
 
 
-def main(url: str, bootstrap: str, topic: str, expected: int, commits: str) -> None:
+def main(url: str, bootstrap: str, topic: str, expected: int, commits: str, work: str) -> None:
     """Print `events`, `seconds` and `cpu` of the stretch between the first commit and the last.
 
     `commits`: "async" goes on while Kafka stores the offset, "sync" waits for its answer.
+    `work`: "bulk" stores a batch in one statement, "orm" calls a handler for each record.
     """
     address = sqlalchemy.make_url(url).set(drivername="postgresql+psycopg")
     sessions = sessionmaker(sqlalchemy.create_engine(address))
@@ -44,7 +45,11 @@ def main(url: str, bootstrap: str, topic: str, expected: int, commits: str) -> N
         messages = [message, *consumer.consume(BATCH - 1, 0)]
         events = [OrderPlaced.model_validate_json(value) for m in messages if (value := m.value())]
         with sessions.begin() as session:
-            store(session, events)
+            if work == "bulk":
+                store(session, events)
+            else:
+                for event in events:
+                    store_one(session, event)
         if commits == "async":
             consumer.commit(asynchronous=True)
         else:
@@ -62,4 +67,4 @@ def main(url: str, bootstrap: str, topic: str, expected: int, commits: str) -> N
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5])
+    main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5], sys.argv[6])
