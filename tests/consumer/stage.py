@@ -174,6 +174,7 @@ class Stage:
         if seq is not None:
             headers.append(("outbox-seq", seq.encode()))
         self._put[partition] += 1
+        self._producer.poll(0)  # records count as queued until their reports are taken
         self._producer.produce(topic or self.topic, value, key, partition=partition, headers=headers)
 
     def flush(self, *, within: float = 20) -> None:
