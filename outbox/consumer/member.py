@@ -3,7 +3,8 @@
 Hook points fired in this thread: `consumer.assigned`, `consumer.revoked` (lost: without being asked),
 `consumer.claimed`, `consumer.polled`, `consumer.batch.*`, `consumer.jump`, `consumer.fenced`,
 `consumer.retrying`, `consumer.parked`, `consumer.released`, `consumer.failed_again`, `consumer.discarded`,
-`consumer.stopped`, `consumer.rebuilt`; `consumer.blocker_terminated` in a helper thread.
+`consumer.stopped`, `consumer.rebuilt`, `consumer.inbox_seen`, `consumer.inbox_swept`,
+`consumer.inbox_held`; `consumer.blocker_terminated` in a helper thread.
 """
 
 import logging
@@ -27,6 +28,7 @@ from outbox.consumer.handlers import Handlers
 from outbox.consumer.health import MemberHealth, PartitionHealth
 from outbox.consumer.identity import BrokerIdentities, Identities
 from outbox.consumer.inbox import Inbox
+from outbox.consumer.inbox_ring import InboxRing
 from outbox.consumer.intake import ClientDied, Intake
 from outbox.consumer.mirror import Mirror
 from outbox.consumer.notice import Notice
@@ -80,6 +82,7 @@ class Member:
         self._owner = owner(number)
         self._sieve = Sieve(setup.group, setup.handlers, setup.settings.unknown)
         self._inbox = Inbox(setup.engine, setup.handlers.window)
+        self._ring = InboxRing(setup.engine, setup.group, self._inbox, admin_properties(setup.properties))
         self._identities = setup.new_identities(admin_properties(setup.properties))
         self._failure: Exception | None = None
         self._applied = 0
@@ -155,6 +158,7 @@ class Member:
             return 0
         self._deaths = 0 if done else self._deaths
         self._mirror.tick(self._assignment.partitions.values())
+        self._ring.run_once(self._assignment.partitions.values())
         return done
 
     def _raise_failure(self) -> None:
@@ -175,7 +179,13 @@ class Member:
 
     def health(self) -> MemberHealth:
         """May be called from any thread."""
-        notices = (self._reach, self._takeover.notice, self._intake.notice, self._vigil.notice)
+        notices = (
+            self._reach,
+            self._takeover.notice,
+            self._intake.notice,
+            self._vigil.notice,
+            self._ring.notice,
+        )
         return MemberHealth(
             alive=self.alive,
             applied=self._applied + self._work.applied,

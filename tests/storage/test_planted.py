@@ -72,6 +72,7 @@ CALLS = (
     "SELECT public.outbox_move(10)",
     "SELECT public.outbox_cancel(pg_catalog.gen_random_uuid())",
     "SELECT public.outbox_sweep()",
+    "SELECT public.consumer_inbox_sweep()",
     "SELECT public.outbox_shards_set(2)",
     "SELECT public.outbox_shards_cancel()",
     "SELECT public.outbox_shards_set(2)",

@@ -308,6 +308,10 @@ def test_the_consumer_keeps_its_offsets(cast: Cast) -> None:
         "INSERT INTO consumer_offset (grp, topic, partition, next_offset) VALUES ('g', 't', 0, 0)",
         "UPDATE consumer_offset SET next_offset = 5",
         "SELECT * FROM consumer_offset",
+        "INSERT INTO consumer_inbox (grp, topic, partition, event_id, record_offset) "
+        "VALUES ('g', 't', 0, 'i', 0)",
+        "SELECT * FROM consumer_inbox",
+        "SELECT consumer_inbox_sweep()",
         "SELECT version FROM outbox_schema",
     )
 
@@ -317,6 +321,10 @@ def test_the_consumer_touches_nothing_else(cast: Cast) -> None:
         cast.consumer,
         "DELETE FROM consumer_offset",
         "TRUNCATE consumer_offset",
+        "TRUNCATE consumer_inbox",
+        "TRUNCATE consumer_inbox_3",
+        "DELETE FROM consumer_inbox",
+        "UPDATE consumer_inbox SET record_offset = 0",
         EVENT.format(more="", over="", value=""),
         "SELECT 1 FROM outbox_event",
         "DELETE FROM outbox_event",
