@@ -4,21 +4,22 @@ Batches of several partitions may share one: while little arrives, a commit for 
 work (p50 of 29 instead of 12 ms at 600 events/s over six partitions on a busy machine).
 
 Hook points, each with group, topic, partition, first, next and epoch: `consumer.batch.begin` (nothing done),
-`consumer.batch.advanced` (the row is locked by this batch), `consumer.batch.before_commit`,
-`consumer.batch.committed`.
+`consumer.batch.advanced` (the row is locked by this batch), `consumer.batch.cut` (its time is over: `next` is
+nearer than it was), `consumer.batch.before_commit`, `consumer.batch.committed`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from itertools import takewhile
 
 from psycopg.pq import TransactionStatus
-from sqlalchemy import Connection, Engine, Transaction, text
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy import Connection, Transaction, text
 
 from outbox import hooks
-from outbox.consumer import handlers, parked
+from outbox.consumer import parked
 from outbox.consumer.claim import Claim
+from outbox.consumer.database import Database
 from outbox.consumer.handlers import Run
 from outbox.consumer.inbox import Ids, Inbox, without
 from outbox.consumer.outcome import Committed, Failed, Outcome, Overtaken, Unknown, outcome_is_unknown
@@ -27,7 +28,7 @@ from outbox.consumer.record import Polled, headers_of
 from outbox.consumer.sift import Sieve, Sifted
 from outbox.consumer.time_limit import TimeLimit
 from outbox.consumer.watermark import Marks
-from outbox.errors import ConfigurationError, OutboxError, UndecodableRecord
+from outbox.errors import OutboxError, UndecodableRecord
 from outbox.record import SEQ
 
 # Promise: at most one transaction ever moves the offset away from :expected, and only while nobody claimed
@@ -79,12 +80,33 @@ class Batch:
     messages: Sequence[Polled]
 
 
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """Batches that share a transaction, and what became of each: their runs, how many of their records wait
+    behind parked ones, how many a foreign producer sent again. A batch whose time is over is shorter here.
+    """
+
+    batches: list[Batch]
+    sifted: list[Sifted]
+    queued: list[int]
+    again: list[int]
+    facts: list[Facts]
+
+    def committed(self, number: int) -> Committed:
+        """What is in the database now."""
+        batch, done, waiting = self.batches[number], self.sifted[number], self.queued[number]
+        repeats = done.repeats + self.again[number]
+        applied = done.applied - waiting - self.again[number]
+        if batch.messages:
+            hooks.fire("consumer.batch.committed", **self.facts[number], applied=applied, repeats=repeats)
+        return Committed(batch.next, done.marks, len(batch.messages), applied, repeats, done.skipped, waiting)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchRunner:
     """Runs batches against one database."""
 
-    engine: Engine
-    sessions: sessionmaker[Session]
+    database: Database
     sieve: Sieve
     inbox: Inbox
     owner: str
@@ -93,32 +115,33 @@ class BatchRunner:
     limit: TimeLimit
 
     def run(self, batches: Sequence[Batch]) -> list[Outcome]:
-        """Try them once, in one transaction: all are committed or none is. Returns an outcome each."""
+        """Try them once, in one transaction: all are committed or none is. Returns an outcome each.
+
+        Where the handlers' time is over before the last record, all is committed as far as it got.
+        """
+        return self.database.transact(lambda: self._run(batches))
+
+    def _run(self, batches: Sequence[Batch]) -> list[Outcome]:
         facts = [_facts(batch) for batch in batches]
         _fire("consumer.batch.begin", facts)
         try:
             sifted = [self.sieve.sift(each.claim.topic, each.messages, each.marks) for each in batches]
             self.inbox.prepare(each.claim for each, done in zip(batches, sifted, strict=True) if done.ids)
-            connection = self.engine.connect()
+            connection = self.database.connect()
         except Exception as error:
             return [Failed(error)] * len(batches)
-        queued = [0] * len(batches)
-        again = [0] * len(batches)
-
-        def apply() -> None:
-            self._apply(connection, batches, sifted, queued, again)
-
+        attempt = Attempt(list(batches), sifted, [0] * len(batches), [0] * len(batches), facts)
         with connection:
-            failure = self._transact(connection, batches, [each.marks for each in sifted], facts, apply)
+            failure = self._transact(
+                connection,
+                batches,
+                [each.marks for each in sifted],
+                facts,
+                lambda: self._apply(connection, attempt),
+            )
         if failure is not None:
             return [failure] * len(batches)
-        outcomes: list[Outcome] = []
-        for number, (batch, done) in enumerate(zip(batches, sifted, strict=True)):
-            waiting, repeats = queued[number], done.repeats + again[number]
-            applied = done.applied - waiting - again[number]
-            outcomes.append(Committed(batch.next, done.marks, applied, repeats, done.skipped, waiting))
-            hooks.fire("consumer.batch.committed", **facts[number], applied=applied, repeats=repeats)
-        return outcomes
+        return [attempt.committed(number) for number in range(len(batches))]
 
     def note_try(self, batch: Batch) -> int | None:
         """Store that the batch's one record is about to be tried; returns the how manieth try it is.
@@ -126,11 +149,16 @@ class BatchRunner:
         None when somebody else owns the partition.
         """
         where = parked.place(batch.claim)
-        with self.engine.begin() as connection:
-            return connection.execute(
-                NOTE_TRY,
-                where | {"offset": batch.next - 1, "expected": batch.expected, "epoch": batch.claim.epoch},
-            ).scalar_one_or_none()
+
+        def note() -> int | None:
+            with self.database.engine.begin() as connection:
+                return connection.execute(
+                    NOTE_TRY,
+                    where
+                    | {"offset": batch.next - 1, "expected": batch.expected, "epoch": batch.claim.epoch},
+                ).scalar_one_or_none()
+
+        return self.database.transact(note)
 
     def park(self, batch: Batch, error: str, attempts: int) -> Outcome:
         """Store the batch's one record as failed and move the offset past it, in one transaction."""
@@ -141,13 +169,16 @@ class BatchRunner:
                     f"discard them first: outbox-relay consumers parked list; {error}"
                 )
             )
+        return self.database.transact(lambda: self._park(batch, error, attempts))
+
+    def _park(self, batch: Batch, error: str, attempts: int) -> Outcome:
         marks = _marks_behind(batch)
         facts = [_facts(batch)]
         ids = self.sieve.ids(batch.claim.topic, batch.messages)
         again = 0
         try:
             self.inbox.prepare([batch.claim] if ids else ())
-            connection = self.engine.connect()
+            connection = self.database.connect()
         except Exception as unreachable:
             return Failed(unreachable)
 
@@ -163,9 +194,9 @@ class BatchRunner:
         if failure is not None:
             return failure
         if again:
-            return Committed(batch.next, marks, 0, again, 0)
+            return Committed(batch.next, marks, 1, 0, again, 0)
         hooks.fire("consumer.parked", **facts[0], error=error)
-        return Committed(batch.next, marks, 0, 0, 0, parked=1)
+        return Committed(batch.next, marks, 1, 0, 0, 0, parked=1)
 
     def _transact(
         self,
@@ -196,26 +227,51 @@ class BatchRunner:
             return Failed(error)
         return None
 
-    def _apply(
-        self,
-        connection: Connection,
-        batches: Sequence[Batch],
-        sifted: Sequence[Sifted],
-        queued: list[int],
-        again: list[int],
-    ) -> None:
-        """Call the handlers, except for what a foreign producer sent `again` and what waits behind parked
-        records (`queued`); both learn how many."""
+    def _apply(self, connection: Connection, attempt: Attempt) -> None:
+        """Call the handlers, except for what a foreign producer sent again and what waits behind parked
+        records."""
         runs: list[Run] = []
-        known = [Ids(batch.claim, done.ids) for batch, done in zip(batches, sifted, strict=True)]
-        repeats = Inbox.admit(connection, known)
-        for number, (batch, done) in enumerate(zip(batches, sifted, strict=True)):
-            free, again[number] = without(done.runs, repeats)
+        pairs = list(zip(attempt.batches, attempt.sifted, strict=True))
+        repeats = Inbox.admit(connection, [Ids(batch.claim, done.ids) for batch, done in pairs])
+        for number, (batch, done) in enumerate(pairs):
+            free, attempt.again[number] = without(done.runs, repeats)
             if batch.parked:
                 room = self.max_parked - batch.parked
-                free, queued[number] = parked.queue(connection, batch.claim, free, room=room)
+                free, attempt.queued[number] = parked.queue(connection, batch.claim, free, room=room)
             runs += free
-        apply_runs(self.sessions, connection, runs, self.limit)
+        left = self.database.handle(connection, runs, self.limit)
+        if left is not None:
+            self._cut(connection, attempt, left, repeats)
+
+    def _cut(
+        self, connection: Connection, attempt: Attempt, left: Polled, repeats: set[tuple[str, int, int]]
+    ) -> None:
+        """Set the offsets back to before `left`, the first record that was not handled.
+
+        The rows are locked by this transaction, which alone has seen them further on. Ids that were stored
+        for records behind it stay: at its own offset no record is a repeat of itself.
+        """
+        place = (left.topic(), left.partition())
+        ahead: list[Batch] = []
+        shorter: list[Batch] = []
+        for number, batch in enumerate(attempt.batches):
+            here = (batch.claim.topic, batch.claim.partition) == place
+            if not here and not shorter:
+                continue
+            kept = [*takewhile(lambda message: message is not left, batch.messages)] if here else []
+            end = kept[-1].offset() if kept else None
+            cut = replace(batch, messages=kept, next=batch.expected if end is None else end + 1)
+            if attempt.queued[number]:
+                attempt.queued[number] -= parked.unqueue(connection, batch.claim, cut.next)
+            attempt.batches[number] = cut
+            attempt.sifted[number] = done = self.sieve.sift(batch.claim.topic, kept, batch.marks)
+            attempt.again[number] = without(done.runs, repeats)[1]
+            attempt.facts[number]["next"] = cut.next
+            hooks.fire("consumer.batch.cut", **attempt.facts[number])
+            ahead.append(replace(cut, expected=batch.next))
+            shorter.append(cut)
+        moved = self._advance(connection, ahead, [each.marks for each in attempt.sifted[-len(ahead) :]])
+        assert moved, "only this transaction could have changed the rows that it holds"
 
     def _advance(self, connection: Connection, batches: Sequence[Batch], marks: Sequence[Marks]) -> bool:
         """Several statements travel in one pipeline."""
@@ -237,24 +293,6 @@ class BatchRunner:
             ],
         )
         return changed.rowcount == len(batches)
-
-
-def apply_runs(
-    sessions: sessionmaker[Session], connection: Connection, runs: Iterable[Run], limit: TimeLimit
-) -> None:
-    """Call handlers in the connection's transaction, which stays the caller's.
-
-    A handler's session.commit() flushes, its session.rollback() fails the batch. Raises TooSlow for a call
-    that was interrupted.
-    """
-    with sessions(bind=connection, join_transaction_mode="rollback_only") as session:
-        _check_bound(session, connection)
-        limit.begin(connection)
-        try:
-            handlers.apply(session, runs, None if limit.limit is None else limit.call)
-            session.commit()
-        finally:
-            limit.end()
 
 
 def _marks_behind(batch: Batch) -> Marks:
@@ -286,14 +324,6 @@ def _fire(point: str, facts: list[Facts]) -> None:
         hooks.fire(point, **known)
 
 
-def _check_bound(session: Session, connection: Connection) -> None:
-    if session.get_bind() is not connection:
-        raise ConfigurationError(
-            f"{type(session).__name__}.get_bind() chooses a connection of its own, so results and offset "
-            "would not be stored together; give the consumer a sessionmaker of plain Sessions"
-        )
-
-
 def check_still_open(connection: Connection, transaction: Transaction) -> None:
     """PostgreSQL answers COMMIT of a failed transaction with ROLLBACK and no error, so look before."""
     if not transaction.is_active:
@@ -301,7 +331,7 @@ def check_still_open(connection: Connection, transaction: Transaction) -> None:
             "a handler rolled its session back and returned; raise an exception instead, or use "
             "session.begin_nested() round a part that may fail"
         )
-    info = getattr(connection.connection.dbapi_connection, "info", None)
+    info = getattr(connection.connection.driver_connection, "info", None)
     if info is not None and info.transaction_status == TransactionStatus.INERROR:
         raise TransactionSpoiled(
             "a handler caught a database error and returned, but PostgreSQL has given up the whole "

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, text
 
 from outbox import hooks
+from outbox.consumer.database import Database
 from outbox.consumer.identity import TopicIdentity
 from outbox.consumer.release import Release
 from outbox.consumer.watermark import Marks
@@ -70,7 +71,7 @@ class Claim:
 class Claimer:
     """Claims partitions for one group member."""
 
-    engine: Engine
+    database: Database
     group: str
     owner: str
     patience: timedelta
@@ -90,9 +91,10 @@ class Claimer:
             "cluster_id": identity.cluster_id,
             "topic_id": identity.topic_id,
         }
-        claim = self._attempt(key, identity, None)
+        claim = self.database.transact(lambda: self._attempt(key, identity, None))
         if claim is None:
-            claim = self._attempt(key, identity, first_offset())
+            first = first_offset()
+            claim = self.database.transact(lambda: self._attempt(key, identity, first))
         assert claim is not None, "the row was just inserted, or belongs to another topic"
         hooks.fire(
             "consumer.claimed",
@@ -109,13 +111,13 @@ class Claimer:
     ) -> Claim | None:
         """One transaction; None if the partition has no row yet and no first offset is given."""
         with (
-            self.engine.connect().execution_options(isolation_level="READ COMMITTED") as connection,
+            self.database.engine.connect().execution_options(isolation_level="READ COMMITTED") as connection,
             connection.begin(),
         ):
             # The way out if the blocker cannot be terminated: the claim fails and is tried again.
             bound = {"milliseconds": str(int(self.patience.total_seconds() * 4000))}
             pid = connection.execute(PREPARE, bound).one()[0]
-            with Release(self.engine, pid, self.patience, key):
+            with Release(self.database, pid, self.patience, key):
                 if first_offset is not None:
                     connection.execute(FIRST, {**key, "next_offset": first_offset})
                 row = connection.execute(CLAIM, {**key, "owner": self.owner}).one_or_none()

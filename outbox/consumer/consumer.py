@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session, sessionmaker
 
+from outbox.consumer.database import Database
 from outbox.consumer.dedupe import By, WithoutId
 from outbox.consumer.dedupe import dedupe as new_dedupe
 from outbox.consumer.handlers import Handlers
@@ -59,6 +60,9 @@ class Consumer:
         sessions: sessionmaker[Session],
         kafka: Mapping[str, Any],
         batch_size: int = _DEFAULTS.batch_size,
+        batch_bytes: int = _DEFAULTS.batch_bytes,
+        batch_time: timedelta = _DEFAULTS.batch_time,
+        batch_wait: timedelta | None = _DEFAULTS.batch_wait,
         start: Start = _DEFAULTS.start,
         unknown: Unknown = _DEFAULTS.unknown,
         attempts: int = _DEFAULTS.attempts,
@@ -78,12 +82,14 @@ class Consumer:
         self._members: list[Member] = []
         self._setup = Setup(
             group=group,
-            engine=_engine(sessions),
-            sessions=sessions,
+            database=Database(_engine(sessions), sessions),
             handlers=self._handlers,
             properties=consumer_properties(kafka, group),
             settings=Settings(
                 batch_size=batch_size,
+                batch_bytes=batch_bytes,
+                batch_time=batch_time,
+                batch_wait=batch_wait,
                 start=start,
                 unknown=unknown,
                 attempts=attempts,
@@ -197,7 +203,7 @@ class Consumer:
         identities = setup.new_identities(admin_properties(setup.properties))
         patience = setup.settings.wait_for_topics.total_seconds()
         if not (
-            wait_for_database(setup.engine, self._stop)
+            wait_for_database(setup.database, self._stop)
             and wait_for_topics(identities, self.topics, self._stop, patience=patience)
         ):
             return

@@ -160,17 +160,17 @@ def _is_upcast(route: Route) -> bool:
     return route.written != route.wire_type
 
 
-def apply(session: Session, runs: Iterable[Run], begins: Callable[[], None] | None = None) -> None:
+def apply(session: Session, runs: Iterable[Run], turn: Callable[[], bool]) -> Polled | None:
     """Call the handlers in the records' order; a bulk handler gets a run at once.
 
-    begins: told before each call.
+    turn: asked before each call. Returns the record before which it said no, None if all were handled.
     """
     for run in runs:
         handler = run.route.handler
-        events = _read(run)
+        events = read(run)
         if handler.bulk:
-            if begins is not None:
-                begins()
+            if not turn():
+                return run.messages[0]
             if handler.wants_record:
                 result = handler.function(session, events, [record_of(message) for message in run.messages])
             else:
@@ -179,14 +179,15 @@ def apply(session: Session, runs: Iterable[Run], begins: Callable[[], None] | No
                 _refuse_unrun(handler, result)
             continue
         for event, message in zip(events, run.messages, strict=True):
-            if begins is not None:
-                begins()
+            if not turn():
+                return message
             if handler.wants_record:
                 result = handler.function(session, event, record_of(message))
             else:
                 result = handler.function(session, event)
             if result is not None:
                 _refuse_unrun(handler, result)
+    return None
 
 
 def _refuse_unrun(handler: Handler, result: object) -> None:
@@ -199,7 +200,7 @@ def _refuse_unrun(handler: Handler, result: object) -> None:
         )
 
 
-def _read(run: Run) -> Iterable[Any]:
+def read(run: Run) -> Iterable[Any]:
     """What the handlers get: events, or bytes on a route that is not decoded; None for a tombstone.
 
     Lazily for a handler that takes them one by one, so that an earlier record's failure comes first.

@@ -17,12 +17,13 @@ from typing import Any
 
 from confluent_kafka import IsolationLevel, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
-from sqlalchemy import Engine, Row, text
+from sqlalchemy import Row, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from outbox import hooks
 from outbox.consumer.assignment import describe
 from outbox.consumer.claim import Claim
+from outbox.consumer.database import Database
 from outbox.consumer.inbox import Inbox
 from outbox.consumer.notice import Notice
 from outbox.consumer.outcome import brief
@@ -78,8 +79,8 @@ WHERE idle OR behind ORDER BY grp <> :grp, since LIMIT 1
 class InboxRing:
     """Watches how far one member's partitions have seen, and has leaves emptied."""
 
-    def __init__(self, engine: Engine, group: str, inbox: Inbox, properties: Mapping[str, Any]) -> None:
-        self._engine = engine
+    def __init__(self, database: Database, group: str, inbox: Inbox, properties: Mapping[str, Any]) -> None:
+        self._database = database
         self._group = group
         self._inbox = inbox
         self._properties = dict(properties)
@@ -99,15 +100,9 @@ class InboxRing:
         answered = bool(self._asked) and all(future.done() for future in self._asked.values())
         if now < self._due and not answered:
             return 0
+        claims = [p.claim for p in partitions if p.reads() and p.claim is not None]
         try:
-            if answered:
-                self._note()
-            if now >= self._due:
-                self._due = now + EVERY
-                self._ask([p.claim for p in partitions if p.reads() and p.claim is not None])
-            if now >= self._sweep_due and self._admin is not None:
-                self._sweep_due = now + SWEEP_EVERY
-                return self._sweep()
+            return self._database.transact(lambda: self._step(claims, now, answered=answered))
         except SQLAlchemyError as error:
             self.notice.trouble(
                 f"the inbox's leaves cannot be watched: {brief(error)}; does this role have the consumer's "
@@ -115,6 +110,17 @@ class InboxRing:
             )
         except KafkaException as error:
             log.info("the brokers do not tell the ends of the logs: %s", describe(error))
+        return 0
+
+    def _step(self, claims: list[Claim], now: float, *, answered: bool) -> int:
+        if answered:
+            self._note()
+        if now >= self._due:
+            self._due = now + EVERY
+            self._ask(claims)
+        if now >= self._sweep_due and self._admin is not None:
+            self._sweep_due = now + SWEEP_EVERY
+            return self._sweep()
         return 0
 
     def _ask(self, claims: list[Claim]) -> None:
@@ -125,7 +131,7 @@ class InboxRing:
             return
         if self._admin is None:
             self._admin = AdminClient(self._properties)
-        with self._engine.connect() as connection:
+        with self._database.engine.connect() as connection:
             self._now = connection.execute(NOW).scalar_one()
         self._epochs = {(claim.topic, claim.partition): claim.epoch for claim in watched}
         # What is committed or not decided yet counts too: the high watermark, not the last stable offset.
@@ -146,7 +152,7 @@ class InboxRing:
                 log.info("%s[%s]: its end is not known: %s", place.topic, place.partition, describe(error))
         if not ends:
             return
-        with self._engine.begin() as connection:
+        with self._database.engine.begin() as connection:
             connection.execute(
                 SEEN,
                 {
@@ -162,7 +168,9 @@ class InboxRing:
 
     def _sweep(self) -> int:
         emptied = 0
-        with self._engine.connect().execution_options(isolation_level="READ COMMITTED") as connection:
+        with self._database.engine.connect().execution_options(
+            isolation_level="READ COMMITTED"
+        ) as connection:
             more = True
             while more:
                 with connection.begin():

@@ -42,19 +42,21 @@ class Intake:
         self._size = size
         self.notice = Notice()
 
-    def poll(self, timeout: float) -> bool:
+    def poll(self, timeout: float, *, more: bool) -> bool:
         """Wait up to `timeout` seconds for records, take what is there; True if there was no more.
+
+        more: False takes one record at most, so that the client lives while enough waits to be run.
 
         Raises ClientDied; ConfigurationError when another process has our place in the group.
         """
         messages = self._read(lambda: self._client.poll(timeout))
-        if messages:
+        if messages and more:
             messages += self._read(lambda: self._client.consume(self._size - 1, 0))
         if not messages:
             return True
         hooks.fire("consumer.polled", group=self._group, records=len(messages))
         self._sort(messages)
-        return len(messages) < self._size
+        return more and len(messages) < self._size
 
     def _read(self, call: Callable[[], Polled | list[Polled] | None]) -> list[Polled]:
         try:

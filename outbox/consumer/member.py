@@ -16,14 +16,13 @@ from typing import Any
 
 from confluent_kafka import Consumer as KafkaConsumer
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
-from sqlalchemy import Engine
-from sqlalchemy.orm import Session, sessionmaker
 
 from outbox import hooks
 from outbox.consumer import backoff
 from outbox.consumer.assignment import Assignment, describe
 from outbox.consumer.batch import BatchRunner
 from outbox.consumer.claim import Claimer
+from outbox.consumer.database import Database
 from outbox.consumer.handlers import Handlers
 from outbox.consumer.health import MemberHealth, PartitionHealth
 from outbox.consumer.identity import BrokerIdentities, Identities
@@ -35,7 +34,7 @@ from outbox.consumer.notice import Notice
 from outbox.consumer.partition import Partition
 from outbox.consumer.properties import admin_properties, is_incremental
 from outbox.consumer.redrive import Redrive
-from outbox.consumer.settings import Settings, owner
+from outbox.consumer.settings import Settings, batch_time, owner
 from outbox.consumer.sift import Sieve
 from outbox.consumer.takeover import Takeover
 from outbox.consumer.time_limit import TimeLimit
@@ -57,8 +56,7 @@ class Setup:
     """What all members of one consumer share. new_client and new_identities: how to reach the brokers."""
 
     group: str
-    engine: Engine
-    sessions: sessionmaker[Session]
+    database: Database
     handlers: Handlers
     properties: Mapping[str, Any]
     settings: Settings
@@ -81,14 +79,17 @@ class Member:
         self._setup = setup
         self._owner = owner(number)
         self._sieve = Sieve(setup.group, setup.handlers, setup.settings.unknown)
-        self._inbox = Inbox(setup.engine, setup.handlers.window)
-        self._ring = InboxRing(setup.engine, setup.group, self._inbox, admin_properties(setup.properties))
+        self._inbox = Inbox(setup.database.engine, setup.handlers.window)
+        self._ring = InboxRing(setup.database, setup.group, self._inbox, admin_properties(setup.properties))
         self._identities = setup.new_identities(admin_properties(setup.properties))
         self._failure: Exception | None = None
         self._applied = 0
         self._deaths = 0
         self._reach = Notice()
-        self._limit = TimeLimit(setup.settings.handler_limit)
+        wait = setup.settings.batch_wait
+        self._linger = None if wait is None else wait.total_seconds()
+        self._batch_time = batch_time(setup.settings, setup.properties)
+        self._limit = TimeLimit(setup.settings.handler_limit, self._batch_time)
         self.alive = True
         self._connect()
 
@@ -99,7 +100,7 @@ class Member:
         self._client = client(setup, properties)
         self._assignment = Assignment(self._client, setup.group, incremental=is_incremental(properties))
         claimer = Claimer(
-            engine=setup.engine, group=setup.group, owner=self._owner, patience=settings.claim_patience
+            database=setup.database, group=setup.group, owner=self._owner, patience=settings.claim_patience
         )
         self._takeover = Takeover(self._client, self._assignment, claimer, self._identities, settings.start)
         self._vigil = Vigil(self._client, self._assignment, self._identities, settings.identity_check)
@@ -108,8 +109,7 @@ class Member:
         )
         self._mirror = Mirror(self._client, settings.mirror)
         runner = BatchRunner(
-            engine=setup.engine,
-            sessions=setup.sessions,
+            database=setup.database,
             sieve=self._sieve,
             inbox=self._inbox,
             owner=self._owner,
@@ -121,13 +121,11 @@ class Member:
             self._assignment,
             runner,
             setup.group,
-            size=settings.batch_size,
-            attempts=settings.attempts,
-            poison=settings.poison,
+            settings=settings,
+            batch_time=self._batch_time,
         )
         self._redrive = Redrive(
-            setup.engine,
-            setup.sessions,
+            setup.database,
             self._sieve,
             self._limit,
             str(int(settings.idle_timeout.total_seconds() * 1000)),
@@ -143,7 +141,7 @@ class Member:
         """
         try:
             self._claim_due()
-            drained = self._intake.poll(self._patience(timeout))
+            drained = self._intake.poll(self._patience(timeout), more=not self._enough())
             self._raise_failure()
             done = self._run_ready(drained)
             self._applied += self._redrive.run_once(self._assignment.partitions.values())
@@ -219,28 +217,49 @@ class Member:
             elif partition.claim is not None:
                 self._intake.reposition(partition)
 
+    def _full(self, partition: Partition) -> bool:
+        return partition.full(self._setup.settings.batch_size, self._setup.settings.batch_bytes)
+
+    def _enough(self) -> bool:
+        """Does a full batch wait to be run? Then more records would only pile up."""
+        now = time.monotonic()
+        return any(
+            self._full(partition) and partition.runnable(now)
+            for partition in self._assignment.partitions.values()
+        )
+
     def _patience(self, timeout: float) -> float:
         """How long the poll may wait: not at all while something could be run, never past what is due."""
         now = time.monotonic()
         for partition in self._assignment.partitions.values():
             if partition.runnable(now):
-                return 0.0
-            if not partition.stopped and (partition.claim is None or partition.polled):
+                if self._linger is None or self._ripe(partition, now, drained=False):
+                    return 0.0
+                timeout = min(timeout, partition.since + self._linger - now)
+            elif not partition.stopped and (partition.claim is None or partition.polled):
                 timeout = min(timeout, max(0.0, partition.due - now))
         return timeout
 
     def _run_ready(self, drained: bool) -> int:
-        now, size = time.monotonic(), self._setup.settings.batch_size
+        now = time.monotonic()
         ready = []
         for partition in self._assignment.partitions.values():
             if partition.runnable(now):
                 partition.rounds += 1
-                if drained or len(partition.polled) >= size or partition.rounds >= PATIENCE:
+                if self._ripe(partition, now, drained):
                     ready.append(partition)
         if ready:
             self._intake.notice.over("records arrive again")
             self._vigil.verify(ready)
         return self._work.run([partition for partition in ready if partition.verified])
+
+    def _ripe(self, partition: Partition, now: float, drained: bool) -> bool:
+        """Has the partition waited long enough for more records?"""
+        if self._full(partition) or partition.failures or partition.singly:
+            return True
+        if self._linger is not None:
+            return now >= partition.since + self._linger
+        return drained or partition.rounds >= PATIENCE
 
     def _rebuild(self, reason: str) -> None:
         log.warning(

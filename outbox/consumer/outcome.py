@@ -14,10 +14,14 @@ from outbox.errors import CatalogError, ConfigurationError, Reject, Retry, Undec
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """Results, emitted events, offset and marks are in the database; `parked` records wait there."""
+    """Results, emitted events, offset and marks are in the database; `parked` records wait there.
+
+    records: how many of the batch are done with; fewer than it had where its time was over.
+    """
 
     next_offset: int
     marks: Marks
+    records: int
     applied: int
     repeats: int
     skipped: int

@@ -36,6 +36,14 @@ UPDATE consumer_offset SET parked = parked + :more
 WHERE grp = :grp AND topic = :topic AND partition = :partition
 """)
 
+# Promise: takes back only what this very transaction queued: all that it found was before these offsets.
+# Served by the primary key.
+UNQUEUE = text("""
+DELETE FROM consumer_parked
+WHERE grp = :grp AND topic = :topic AND partition = :partition AND record_offset >= :offset
+  AND state = 'queued'
+""")
+
 
 class State(enum.StrEnum):
     """Why a record is parked."""
@@ -142,6 +150,14 @@ def queue(connection: Connection, claim: Claim, runs: list[Run], *, room: int) -
     park(connection, claim, waiting, State.QUEUED)
     free = [Run(run.route, [m for m in run.messages if m.key() not in held]) for run in runs]
     return [run for run in free if run.messages], len(waiting)
+
+
+def unqueue(connection: Connection, claim: Claim, offset: int) -> int:
+    """Take back what this transaction queued from `offset` on; returns how many records that were."""
+    where = place(claim)
+    count = connection.execute(UNQUEUE, where | {"offset": offset}).rowcount
+    connection.execute(COUNT, where | {"more": -count})
+    return count
 
 
 def _row(message: Polled) -> dict[str, Any]:

@@ -8,11 +8,15 @@ from dataclasses import dataclass, field
 from outbox.consumer.batch import Batch
 from outbox.consumer.claim import Claim
 from outbox.consumer.outcome import Committed
-from outbox.consumer.record import Polled
+from outbox.consumer.record import Polled, headers_of
 from outbox.consumer.watermark import Marks
 
 WARY = 1_000
 """How many records are run one by one, each try stored first, once one is suspected to end processes."""
+
+
+HEADERS = 1024
+"""Bytes of headers that one is taken to have, until a batch comes near its limit and all are counted."""
 
 
 class Arrival(enum.Enum):
@@ -41,7 +45,8 @@ class Partition:
     position: the offset the next polled record should have. fresh: nothing was polled since it was
     positioned. fenced: its row is not as we knew it, claim it again. doubted: the offset a first record had
     beyond `position`, not believed yet. verified: its topic was seen to be the claimed one after records were
-    polled there. polled: records not run yet; rounds: for how many rounds they wait. singly: how many records
+    polled there. polled: records not run yet; held: bytes of their values; rounds: for how many rounds they
+    wait; since: monotonic time at which the first of them came. singly: how many records
     are to be run one by one; wary: how many of these only once the try is stored. tries: of the first record.
     failures: in a row, for the backoff. due: monotonic time before which it rests. reason: why it does not
     read.
@@ -59,7 +64,9 @@ class Partition:
     fenced: bool = False
     verified: bool = False
     polled: list[Polled] = field(default_factory=list)
+    held: int = 0
     rounds: int = 0
+    since: float = 0.0
     singly: int = 0
     wary: int = 0
     tries: int = 0
@@ -100,7 +107,7 @@ class Partition:
 
     def rewind(self) -> None:
         """Forget what was polled; the Kafka client is about to be positioned at `position`."""
-        self.polled.clear()
+        self._forget()
         self.position = self.expected
         self.fresh = True
         self.verified = False
@@ -110,7 +117,7 @@ class Partition:
         """Own it no longer; claim it again after `wait` seconds."""
         self.claim = None
         self.verified = False
-        self.polled.clear()
+        self._forget()
         self.reason = reason
         self.due = time.monotonic() + wait
 
@@ -124,7 +131,7 @@ class Partition:
         """Stand still, nothing skipped, until somebody claims it anew."""
         self.stopped = True
         self.verified = False
-        self.polled.clear()
+        self._forget()
         self.reason = reason
 
     def arrive(self, message: Polled, offset: int) -> Arrival:
@@ -141,17 +148,26 @@ class Partition:
             return Arrival.JUMP
         self.fresh = False
         self.position = offset + 1
+        if not self.polled:
+            self.since = time.monotonic()
         self.polled.append(message)
+        self.held += len(message)
         return Arrival.TAKE
 
     def runnable(self, now: float) -> bool:
         """Are there records that may be run now?"""
         return self.reads() and bool(self.polled) and self.due <= now
 
-    def batch(self, size: int) -> Batch:
-        """The next records to run in one transaction."""
+    def full(self, size: int, volume: int) -> bool:
+        """Is there as much as one transaction may hold?"""
+        return len(self.polled) >= size or self.held >= volume
+
+    def batch(self, size: int, volume: int) -> Batch:
+        """The next records to run in one transaction: `size` and `volume` bytes at most, but one at least."""
         assert self.claim is not None
         messages: Sequence[Polled] = self.polled[: 1 if self.singly else size]
+        if self.held + len(messages) * HEADERS > volume:
+            messages = messages[: _fitting(messages, volume)]
         last = messages[-1].offset()
         assert last is not None
         return Batch(
@@ -163,14 +179,35 @@ class Partition:
             messages=messages,
         )
 
-    def committed(self, batch: Batch, outcome: Committed) -> None:
+    def committed(self, outcome: Committed) -> None:
         """The row stands where the batch wanted it."""
-        del self.polled[: len(batch.messages)]
+        done = outcome.records
+        if not done:
+            return
+        if done == len(self.polled):
+            self._forget()
+        else:
+            self.held -= sum(len(message) for message in self.polled[:done])
+            del self.polled[:done]
         self.marks = outcome.marks
         self.expected = outcome.next_offset
         self.parked += outcome.parked
-        self.singly = max(0, self.singly - len(batch.messages))
-        self.wary = max(0, self.wary - len(batch.messages))
+        self.singly = max(0, self.singly - done)
+        self.wary = max(0, self.wary - done)
         self.tries = self.failures = self.rounds = 0
         self.due = 0.0
         self.reason = None
+
+    def _forget(self) -> None:
+        self.polled.clear()
+        self.held = 0
+
+
+def _fitting(messages: Sequence[Polled], volume: int) -> int:
+    """How many of the first fit into `volume` bytes; one at least."""
+    total = 0
+    for count, message in enumerate(messages):
+        total += len(message) + sum(len(name) + len(value or b"") for name, value in headers_of(message))
+        if total > volume:
+            return max(1, count)
+    return len(messages)

@@ -10,6 +10,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from outbox.consumer import backoff
 from outbox.consumer.assignment import describe
+from outbox.consumer.database import Database
 from outbox.consumer.identity import MOCK, Identities, TopicIdentity, TopicMissing
 from outbox.consumer.notice import Notice
 from outbox.consumer.outcome import sqlstate
@@ -34,17 +35,17 @@ _HOPELESS = (
 )
 
 
-def wait_for_database(engine: Engine, stop: Stop) -> bool:
+def wait_for_database(database: Database, stop: Stop) -> bool:
     """True once the database answers and holds our schema; False if told to stop before.
 
     Raises ConfigurationError or SchemaError for what no waiting can mend.
     """
     notice = Notice()
     failures = 0
-    where = engine.url.render_as_string(hide_password=True)
+    where = database.engine.url.render_as_string(hide_password=True)
     while not stop.is_set():
         try:
-            _check_database(engine)
+            database.transact(lambda: _check_database(database.engine))
         except DBAPIError as error:
             reason = (str(error.orig).strip().splitlines() or [""])[0]
             if _hopeless(error):

@@ -9,16 +9,17 @@ import logging
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import psycopg
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import Session, sessionmaker
 
 from outbox import hooks
 from outbox.consumer import backoff, parked
-from outbox.consumer.batch import apply_runs, check_still_open, roll_back
+from outbox.consumer.batch import check_still_open, roll_back
+from outbox.consumer.database import Database
 from outbox.consumer.handlers import Run
 from outbox.consumer.outcome import Wait, brief, judge, outcome_is_unknown
 from outbox.consumer.partition import Partition
@@ -82,8 +83,7 @@ WHERE grp = :grp AND topic = :topic AND partition = :partition AND record_offset
 class Redrive:
     """Carries out wishes for one member's partitions. Belongs to the member's thread."""
 
-    engine: Engine
-    sessions: sessionmaker[Session]
+    database: Database
     sieve: Sieve
     limit: TimeLimit
     idle: str
@@ -102,7 +102,7 @@ class Redrive:
         try:
             for partition in waiting:
                 for _ in range(AT_ONCE):
-                    if not self._step(partition):
+                    if not self.database.transact(partial(self._step, partition)):
                         break
                     done += 1
                 else:
@@ -118,7 +118,7 @@ class Redrive:
     def _step(self, partition: Partition) -> bool:
         """One record. False when there is none that may go on, or it failed."""
         assert partition.claim is not None
-        with self.engine.connect() as connection:
+        with self.database.connect() as connection:
             waits = connection.execute(NEXT, parked.place(partition.claim)).one_or_none() is not None
             connection.rollback()
             return waits and self._move(connection, partition)
@@ -145,7 +145,7 @@ class Redrive:
                 connection.execute(DISCARD, one)
             else:
                 runs = self._runs(claim.topic, partition.number, row)
-                apply_runs(self.sessions, connection, runs, self.limit)
+                self.database.handle(connection, runs, self.limit)
                 connection.execute(DONE, one)
             check_still_open(connection, transaction)
             committing = True

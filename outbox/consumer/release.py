@@ -7,10 +7,11 @@ from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Self
 
-from sqlalchemy import Engine, text
+from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from outbox import hooks
+from outbox.consumer.database import Database
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +44,10 @@ all of it; a claim before ours in the line holds it for a moment only."""
 class Release:
     """While inside, terminate whoever makes backend `pid` wait for a row longer than `patience`."""
 
-    def __init__(self, engine: Engine, pid: int, patience: timedelta, facts: Mapping[str, object]) -> None:
-        self._engine = engine
+    def __init__(
+        self, database: Database, pid: int, patience: timedelta, facts: Mapping[str, object]
+    ) -> None:
+        self._database = database
         self._pid = pid
         self._patience = patience.total_seconds()
         self._facts = {name: facts[name] for name in ("topic", "partition")}
@@ -63,12 +66,12 @@ class Release:
     def _watch(self) -> None:
         while not self._done.wait(self._patience / LOOKS):
             try:
-                self._look()
+                self._database.transact(self._look)
             except SQLAlchemyError as error:
                 log.warning("cannot find out who holds %s: %s", self._facts, error)
 
     def _look(self) -> None:
-        with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        with self._database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             found = {(pid, start) for pid, start in connection.execute(BLOCKERS, {"pid": self._pid})}
             self._seen = {blocker: self._seen.get(blocker, 0) + 1 for blocker in found}
             for (pid, start), looks in self._seen.items():

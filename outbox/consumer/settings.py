@@ -2,9 +2,10 @@
 
 import os
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal
 
 from outbox.errors import ConfigurationError
 
@@ -19,6 +20,15 @@ class Settings:
 
     batch_size: records applied in one transaction at most. More is faster and repeats more work after a
         failure.
+    batch_bytes: values and headers applied in one transaction at most, in bytes; a single larger record still
+        is. While a full batch waits, nothing more is read: with librdkafka's `queued.max.messages.kbytes`
+        this bounds the memory that records take.
+    batch_time: how long the handlers of one transaction may take together; then it is committed as far as it
+        got, and the other records come next. Never more than a third of `max.poll.interval.ms`, after which
+        Kafka would give the partition away. One call of a handler, a list of `batch=True` included, is never
+        cut.
+    batch_wait: how long a partition's few records wait for more to share their transaction. None: not at all
+        while nothing else arrives, a few rounds while there is more to read.
     start: where a partition begins that this group has never read; later the database's offset decides.
     unknown: what becomes of a record whose type has no handler: skip it (said once a type), park it, or stop
         its partition.
@@ -43,6 +53,9 @@ class Settings:
     """
 
     batch_size: int = 500
+    batch_bytes: int = 4 * 1024 * 1024
+    batch_time: timedelta = timedelta(seconds=30)
+    batch_wait: timedelta | None = None
     start: Start = "earliest"
     unknown: Unknown = "skip"
     attempts: int = 3
@@ -56,7 +69,7 @@ class Settings:
     wait_for_topics: timedelta = timedelta(seconds=10)
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "attempts", "max_parked"):
+        for name in ("batch_size", "batch_bytes", "attempts", "max_parked"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ConfigurationError(f"{name} is {value!r}; it must be an integer from 1 on")
@@ -71,7 +84,7 @@ class Settings:
                 )
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name == "handler_limit" and value is None:
+            if field.name in ("handler_limit", "batch_wait") and value is None:
                 continue
             if isinstance(field.default, timedelta | None) and not (
                 isinstance(value, timedelta) and value > timedelta(0)
@@ -82,3 +95,9 @@ class Settings:
 def owner(member: int) -> str:
     """Who we are, for people reading the table: host, process, thread."""
     return f"{socket.gethostname()}/{os.getpid()}/{member}"
+
+
+def batch_time(settings: Settings, properties: Mapping[str, Any]) -> float:
+    """Seconds after which a batch takes no other record: Kafka wants to hear from us before its own limit."""
+    limit = float(properties.get("max.poll.interval.ms", 300_000)) / 1000
+    return min(settings.batch_time.total_seconds(), limit / 3)

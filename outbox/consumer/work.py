@@ -1,6 +1,7 @@
 """Run what was polled, and decide what a failure means for its partition alone."""
 
 import logging
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import assert_never
 
@@ -24,7 +25,7 @@ from outbox.consumer.outcome import (
     judge,
 )
 from outbox.consumer.partition import Partition
-from outbox.consumer.settings import Poison
+from outbox.consumer.settings import Settings
 from outbox.errors import OutboxError, Retry
 
 log = logging.getLogger(__name__)
@@ -47,28 +48,36 @@ class Work:
         runner: BatchRunner,
         group: str,
         *,
-        size: int,
-        attempts: int,
-        poison: Poison,
+        settings: Settings,
+        batch_time: float,
     ) -> None:
         self._assignment = assignment
         self._runner = runner
         self._group = group
-        self._size = size
-        self._attempts = attempts
-        self._poison_policy = poison
+        self._size = settings.batch_size
+        self._volume = settings.batch_bytes
+        self._time = batch_time
+        self._attempts = settings.attempts
+        self._poison_policy = settings.poison
         self.applied = 0
 
     def run(self, partitions: Iterable[Partition]) -> int:
         """Try a batch of each; returns how many records are done with.
 
+        Those that waited longest come first, and after `batch_time` the others wait for the next round, so
+        that the Kafka client is polled in time.
         Small ones share a transaction. If it fails, each is tried alone, so that a failure means the same
         for its partition as ever, and nothing for the others.
         """
         done = 0
-        partitions = [partition for partition in partitions if self._survivable(partition)]
-        for together in _groups(partitions, self._size):
-            batches = [partition.batch(self._size) for partition in together]
+        end = time.monotonic() + self._time
+        waiting = sorted(partitions, key=lambda partition: -partition.rounds)
+        for together in _groups(waiting, self._size, self._volume):
+            if time.monotonic() >= end:
+                break
+            if together[0].wary and not self._survivable(together[0]):
+                continue  # alone, as it is run record by record
+            batches = [self._batch(partition) for partition in together]
             outcomes = self._runner.run(batches)
             if len(together) > 1 and not _hold_for_all(outcomes):
                 outcomes = [outcome for batch in batches for outcome in self._runner.run([batch])]
@@ -76,11 +85,12 @@ class Work:
                 done += self._conclude(partition, batch, outcome)
         return done
 
+    def _batch(self, partition: Partition) -> Batch:
+        return partition.batch(self._size, self._volume)
+
     def _survivable(self, partition: Partition) -> bool:
         """Where a record may kill its process, the try is stored first; one try too many parks the record."""
-        if not partition.wary:
-            return True
-        batch = partition.batch(self._size)
+        batch = self._batch(partition)
         try:
             tries = self._runner.note_try(batch)
         except SQLAlchemyError as error:
@@ -99,11 +109,11 @@ class Work:
     def _conclude(self, partition: Partition, batch: Batch, outcome: Outcome) -> int:
         match outcome:
             case Committed():
-                partition.committed(batch, outcome)
+                partition.committed(outcome)
                 self.applied += outcome.applied
                 if not partition.polled:
                     self._assignment.resume(partition)
-                return len(batch.messages)
+                return outcome.records
             case Overtaken():
                 self._overtaken(partition, batch)
             case Unknown(error):
@@ -212,20 +222,23 @@ class Work:
         )
 
 
-def _groups(partitions: Iterable[Partition], size: int) -> Iterator[list[Partition]]:
-    """Neighbours with `size` records at most between them; whoever failed lately is alone."""
+def _groups(partitions: Iterable[Partition], size: int, volume: int) -> Iterator[list[Partition]]:
+    """Neighbours with `size` records and `volume` bytes at most between them; whoever failed lately is
+    alone."""
     group: list[Partition] = []
-    records = 0
+    records = held = 0
     for partition in partitions:
         alone = bool(partition.failures or partition.singly)
-        if group and (alone or records + len(partition.polled) > size):
+        records += len(partition.polled)
+        held += partition.held
+        if group and (alone or records > size or held > volume):
             yield group
-            group, records = [], 0
+            group, records, held = [], len(partition.polled), partition.held
         if alone:
             yield [partition]
+            records = held = 0
         else:
             group.append(partition)
-            records += len(partition.polled)
     if group:
         yield group
 

@@ -32,7 +32,7 @@ def offset_apart(patch: pytest.MonkeyPatch) -> None:
     advance = batch.BatchRunner._advance
 
     def apart(self: batch.BatchRunner, _connection: Connection, *rest: Any) -> bool:
-        with self.engine.begin() as other:
+        with self.database.engine.begin() as other:
             return advance(self, other, *rest)
 
     patch.setattr(batch.BatchRunner, "_advance", apart)

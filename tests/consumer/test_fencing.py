@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 from sqlalchemy import event, text
+from sqlalchemy.orm import sessionmaker
 
 from outbox.consumer.claim import Claim, Claimer
+from outbox.consumer.database import Database
 from outbox.consumer.identity import TopicIdentity
 from tests.consumer import broken
 from tests.consumer.conftest import StageFactory
@@ -193,7 +195,10 @@ def test_claims_wait_in_line_without_ending_each_other(build: StageFactory, seen
     with running(stage.recorder()):
         stage.wait()
     claimer = Claimer(
-        engine=stage.engine, group=stage.group, owner="test", patience=timedelta(milliseconds=300)
+        database=Database(stage.engine, sessionmaker(stage.engine)),
+        group=stage.group,
+        owner="test",
+        patience=timedelta(milliseconds=300),
     )
 
     def claim(_: int) -> int:
@@ -212,8 +217,9 @@ def test_claims_wait_in_line_without_ending_each_other(build: StageFactory, seen
 def test_two_members_that_claim_a_new_partition_at_once_both_get_it(stage: Stage) -> None:
     """The other one's first row appears after our claim found none: that is no other topic."""
     identity = TopicIdentity("cluster", "topic")
+    database = Database(stage.engine, sessionmaker(stage.engine))
     mine, other = (
-        Claimer(engine=stage.engine, group=stage.group, owner=name, patience=timedelta(seconds=5))
+        Claimer(database=database, group=stage.group, owner=name, patience=timedelta(seconds=5))
         for name in ("mine", "other")
     )
     began: list[str] = []
