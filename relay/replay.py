@@ -16,12 +16,12 @@ from typing import Any
 import psycopg
 
 from outbox import hooks, record
-from outbox.storage import bucket
-from relay import database, points, row
+from outbox.errors import Fenced
+from relay import database, points, row, window
 from relay.database import Connection, failed
 from relay.producers import Chunk, Producer, Refused, TopicRefused, address
 from relay.progress import Progress, ShardRow
-from relay.row import NAMES, POSITION, Row
+from relay.row import POSITION, Row
 from relay.supervision import Supervision
 from relay.topics import Topics, UnfitTopic
 
@@ -48,60 +48,16 @@ FREEZE = """
 UPDATE outbox_job
 SET upto = coalesce(upto, %(done)s::pg_snapshot), upto_floor = coalesce(upto_floor, %(floor)s)
 WHERE job = %(job)s AND ended_at IS NULL
-RETURNING cursor, upto::text, upto_floor, groups, to_topic
+RETURNING cursor, upto::text, upto_floor, groups, to_topic, latest_per_key
 """
 """What is acknowledged at the first plan is the set; later events are not added."""
 
-JOB = "SELECT cursor, upto::text, upto_floor, groups, to_topic FROM outbox_job WHERE job = %(job)s"
-
-_MATCHES = f"""
-e.position > %(low)s AND e.position <= %(last)s
-AND pg_visible_in_snapshot(e.xid, %(upto)s::pg_snapshot)
-AND (j.since IS NULL OR e.occurred_at >= j.since) AND (j.until IS NULL OR e.occurred_at < j.until)
-AND (j.topic IS NULL OR coalesce(e.topic, 'outbox.event.' || e.aggregatetype) = j.topic)
-AND (j.aggregateid IS NULL OR e.aggregateid = j.aggregateid)
-AND {bucket.IN_SHARD}
-AND NOT EXISTS (SELECT FROM outbox_parked p WHERE p.id = e.id)
-AND NOT EXISTS (SELECT FROM outbox_archive a WHERE a.id = e.id AND a.outcome = 'discarded')
+JOB = """
+SELECT j.cursor, j.upto::text, j.upto_floor, j.groups, j.to_topic, j.latest_per_key
+FROM outbox_job j JOIN outbox_shard s USING (shard, job)
+WHERE job = %(job)s AND s.epoch = %(epoch)s AND s.delta = %(delta)s
 """
-
-FIRST = """
-SELECT position FROM outbox_event
-WHERE position > %(cursor)s AND position <= %(floor)s AND pg_visible_in_snapshot(xid, %(upto)s::pg_snapshot)
-ORDER BY position LIMIT 1
-"""
-"""Where the next window begins, whatever is committed below it later. Index outbox_event_position."""
-
-_IN = f"""
-FROM outbox_event e, outbox_job j, outbox_shard s
-WHERE j.job = %(job)s AND s.shard = j.shard AND {_MATCHES}
-"""
-
-ANY_IN = f"SELECT EXISTS (SELECT {_IN})"
-"""Is a window worth a delta? Index outbox_event_position."""
-
-COUNT_IN = f"SELECT count(*) {_IN}"
-
-PAGE = f"""
-SELECT {NAMES} FROM (
-  SELECT *, sum(coalesce(octet_length(payload), 0)) OVER (ORDER BY position)
-    - coalesce(octet_length(payload), 0) AS before
-  FROM (
-    SELECT {row.COLUMNS} FROM (
-      SELECT e.position, e.occurred_at, coalesce(j.to_topic, a.topic, e.topic) AS topic, e.aggregatetype,
-             e.aggregateid, CASE WHEN a.parked IS NULL THEN e.payload ELSE a.payload END AS payload, e.id,
-             e.type, e.traceparent,
-             coalesce(CASE WHEN a.parked IS NULL THEN e.headers ELSE a.headers END, '{{}}')
-                 || jsonb_build_object(%(header)s::text, %(replay)s::text) AS headers
-      FROM outbox_job j CROSS JOIN outbox_shard s CROSS JOIN outbox_event e
-      LEFT JOIN outbox_archive a ON a.id = e.id AND a.outcome = 'sent'
-      WHERE j.job = %(job)s AND s.shard = j.shard AND {_MATCHES}
-      ORDER BY e.position LIMIT %(limit)s) found
-  ) few
-) bounded
-WHERE before < %(bytes)s ORDER BY position
-"""
-"""Rows of a window as they were sent, a released one as it was released. Index outbox_event_position."""
+"""Where the planned window begins: no row once it is confirmed, when the cursor is that of the next one."""
 
 MOVE = """
 UPDATE outbox_job
@@ -117,6 +73,17 @@ WHERE job = %(job)s AND ended_at IS NULL
 """
 
 
+class KeepsLatest(UnfitTopic):
+    """A compacted topic and a replay of every event: an old one would take the place of its successor."""
+
+    def __init__(self, topic: str) -> None:
+        super().__init__(
+            topic,
+            "is compacted, and an old event that comes after newer ones would stay as the last value of its "
+            "key; ask for the replay with --latest-per-key",
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class _Job:
     job: int
@@ -125,6 +92,7 @@ class _Job:
     floor: int
     groups: str
     to_topic: str | None
+    latest_per_key: bool
 
     @property
     def header(self) -> str:
@@ -152,9 +120,10 @@ class Replay:
         self._supervision = supervision
         self._rows = rows
         self._bytes = bytes_
+        self._keeps_all: set[bytes] = set()
 
-    def due(self, state: Progress) -> int | None:
-        """A replay with something left to send, after those that are over were ended."""
+    def asked(self, state: Progress) -> int | None:
+        """A replay that has not ended, after one that is over was ended."""
         found = database.execute(self._connection, DUE, {"shard": state.shard}).fetchone()
         if found is None:
             return None
@@ -162,6 +131,11 @@ class Replay:
         if expired or canceled_by:
             self._finish(job, "expired" if expired else "canceled")
             return None
+        return int(job)
+
+    def due(self, state: Progress, job: int) -> int | None:
+        """`job`, when it has something left to send. All that is acknowledged has to be confirmed before:
+        what its set holds is decided here."""
         values = {"job": job, "done": state.done.text, "floor": state.done_floor}
         frozen = database.execute(self._connection, FREEZE, values).fetchone()
         return None if frozen is None else self._next(_Job(job, *frozen))
@@ -175,9 +149,12 @@ class Replay:
     def carry(self, state: Progress) -> Progress:
         """Send what is planned and move the cursor behind it. Repeatable after any interruption."""
         assert state.job is not None
-        values = {"job": state.job}
+        values = {"job": state.job, "epoch": state.epoch, "delta": state.delta}
         found = database.execute(self._connection, JOB, values).fetchone()
-        assert found is not None
+        if found is None:
+            raise Fenced(
+                f"shard {state.shard}: the window of delta {state.delta} is over, or somebody else's"
+            )
         job = _Job(state.job, *found)
         first = self._first(job, job.cursor)
         while first is not None and not self._matches(job, first):
@@ -185,9 +162,13 @@ class Replay:
         last, sent, error = job.floor, 0, None
         if first is not None:
             last = min(first + WINDOW - 1, job.floor)
+            bounds = self._bounds(job, first - 1, last) | {"delta": state.delta}
+            if job.latest_per_key:
+                found_newest = database.execute(self._connection, window.NEWEST, bounds).fetchall()
+                bounds["only"] = [position for (position,) in found_newest]
             try:
-                state = self._send(state, job, first, last)
-                sent = self._count(job, first, last)
+                state = self._send(state, job, bounds)
+                sent = self._count(bounds)
             except (UnfitTopic, TopicRefused) as refused:
                 error, last = str(refused), job.cursor
         with database.transaction(self._connection):
@@ -198,11 +179,12 @@ class Replay:
         hooks.fire(points.REPLAYED, shard=state.shard, delta=state.delta, job=state.job, cursor=last)
         return confirmed
 
-    def _send(self, state: Progress, job: _Job, first: int, last: int) -> Progress:
+    def _send(self, state: Progress, job: _Job, bounds: dict[str, Any]) -> Progress:
         """The window above `low`. What is refused is reported and left out, never parked."""
         while True:
+            above = bounds | {"low": max(state.low, bounds["low"])}
             try:
-                with closing(self._pages(state, job, max(state.low, first - 1), last)) as pages:
+                with closing(self._pages(state, job, above)) as pages:
                     timed = self._supervision.timed(pages)
                     for low in self._producer.deliver(timed, self._supervision.alive):
                         state = dataclasses.replace(state, low=low)
@@ -214,32 +196,42 @@ class Replay:
                     values = {"job": job.job, "error": str(refused)[:2_000]}
                     database.execute(self._connection, REPORT, values)
 
-    def _count(self, job: _Job, first: int, last: int) -> int:
-        found = database.execute(self._connection, COUNT_IN, self._window(job, first - 1, last)).fetchone()
+    def _count(self, bounds: dict[str, Any]) -> int:
+        found = database.execute(self._connection, window.COUNT_IN, bounds).fetchone()
         assert found is not None
         return int(found[0])
 
-    def _pages(self, state: Progress, job: _Job, low: int, last: int) -> Generator[Chunk]:
+    def _pages(self, state: Progress, job: _Job, bounds: dict[str, Any]) -> Generator[Chunk]:
         assert state.next is not None
         cursor = row.cursor(self._connection)
+        values = bounds | {"limit": self._rows, "bytes": self._bytes}
         while True:
-            values = self._window(job, low, last) | {"limit": self._rows, "bytes": self._bytes}
             try:
-                rows: list[Row] = cursor.execute(PAGE, values).fetchall()
+                rows: list[Row] = cursor.execute(window.PAGE, values).fetchall()
             except psycopg.Error as error:
                 raise failed(error) from error
             if not rows:
                 return
-            low = rows[-1][POSITION]
-            targets = list(address(rows, lambda topic: self._topics.resolve(state, topic)))
+            values["low"] = low = rows[-1][POSITION]
+            targets = list(address(rows, lambda topic: self._resolve(state, job, topic)))
             hooks.fire(points.REPLAYING, shard=state.shard, job=job.job, rows=len(rows), last=low)
             yield Chunk(state.stream, rows, targets, state.done.text, state.next.text)
 
-    def _window(self, job: _Job, low: int, last: int) -> dict[str, Any]:
+    def _resolve(self, state: Progress, job: _Job, topic: bytes) -> tuple[str, int]:
+        """Raises UnfitTopic where an old event would stay as the last value of its key."""
+        found = self._topics.resolve(state, topic)
+        if not job.latest_per_key and topic not in self._keeps_all:
+            if self._producer.compacted([found[0]]):
+                raise KeepsLatest(found[0])
+            self._keeps_all.add(topic)
+        return found
+
+    def _bounds(self, job: _Job, low: int, last: int) -> dict[str, Any]:
         return {
             "job": job.job,
             "low": low,
             "last": last,
+            "only": None,
             "upto": job.upto,
             "header": record.REPLAY,
             "replay": job.header,
@@ -262,12 +254,12 @@ class Replay:
 
     def _first(self, job: _Job, cursor: int) -> int | None:
         values = {"cursor": cursor, "floor": job.floor, "upto": job.upto}
-        found = database.execute(self._connection, FIRST, values).fetchone()
+        found = database.execute(self._connection, window.FIRST, values).fetchone()
         return None if found is None else int(found[0])
 
     def _matches(self, job: _Job, first: int) -> bool:
-        values = self._window(job, first - 1, first + WINDOW - 1)
-        return database.execute(self._connection, ANY_IN, values).fetchone() == (True,)
+        values = self._bounds(job, first - 1, first + WINDOW - 1)
+        return database.execute(self._connection, window.ANY_IN, values).fetchone() == (True,)
 
     def _finish(self, job: int, outcome: str, error: str | None = None) -> None:
         values = {"job": job, "outcome": outcome, "error": error}

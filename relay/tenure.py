@@ -230,9 +230,11 @@ class Tenure:
                 return
         if now - self._replays_at >= REPLAYS_EVERY:
             self._replays_at = now
-            if (job := self._replay.due(self.state)) is not None:
+            if (job := self._replay.asked(self.state)) is not None:
+                # First: what is acknowledged but not written down would be missing from the replay's set.
                 self._confirm()
-                self.state = self._replay.plan(self.state, job, self._server)
+                if self._replay.due(self.state, job) is not None:
+                    self.state = self._replay.plan(self.state, job, self._server)
 
     def _change_mode(self, now: float) -> None:
         """Let the claim go when another mode is wanted; one that could not be had waits for a while."""

@@ -83,6 +83,7 @@ JOB_COLUMNS = (
     "aggregateid",
     "to_topic",
     "groups",
+    "latest_per_key",
     "requested_by",
 )
 """What an operator may say of a replay; how far it is, the relay writes."""

@@ -302,6 +302,7 @@ outbox_job = Table(
     Column("error", Text),
     Column("ended_at", _timestamp),
     Column("outcome", Text),
+    Column("latest_per_key", Boolean, nullable=False, server_default=text("false")),
 )
 
 consumer_offset = Table(

@@ -34,8 +34,9 @@ WHERE pg_visible_in_snapshot(e.xid, s.done)
 OLDEST = "SELECT occurred_at FROM outbox_event ORDER BY position LIMIT 1"
 
 REQUEST = """
-INSERT INTO outbox_job (shard, since, until, topic, aggregateid, to_topic, groups, requested_by)
-SELECT shard, :since, :until, :topic, :aggregateid, :to_topic, :groups, :by FROM outbox_shard
+INSERT INTO outbox_job (shard, since, until, topic, aggregateid, to_topic, groups, latest_per_key,
+                        requested_by)
+SELECT shard, :since, :until, :topic, :aggregateid, :to_topic, :groups, :latest_per_key, :by FROM outbox_shard
 WHERE NOT EXISTS (SELECT FROM outbox_reshard)
 RETURNING job
 """
@@ -43,8 +44,8 @@ RETURNING job
 (they lock outbox_job), and its snapshot, taken after that wait, shows what became of them."""
 
 LIST = """
-SELECT job, shard, since, until, topic, aggregateid, to_topic, groups, requested_at, requested_by,
-       canceled_by, sent, refused, error, ended_at, outcome
+SELECT job, shard, since, until, topic, aggregateid, to_topic, groups, latest_per_key, requested_at,
+       requested_by, canceled_by, sent, refused, error, ended_at, outcome
 FROM outbox_job WHERE CAST(:number AS bigint[]) IS NULL OR job = ANY(CAST(:number AS bigint[]))
 ORDER BY job DESC LIMIT 50
 """
@@ -72,6 +73,12 @@ _TIME = click.DateTime(["%Y-%m-%dT%H:%M:%S%z", "%Y-%m-%dT%H:%M%z", "%Y-%m-%d %H:
     multiple=True,
     help="Group that shall apply them again; * for every reader. Needed without --to.",
 )
+@click.option(
+    "--latest-per-key",
+    is_flag=True,
+    help="Of each key only the event behind which no newer one was sent: for compacted topics, which refuse "
+    "any other replay.",
+)
 @click.option("--wait", is_flag=True, help="Until it has ended, with progress on stderr.")
 @click.option("--dry-run", is_flag=True, help="Only count; the same as without --yes.")
 @click.option("--yes", is_flag=True, help="Do it; otherwise only count.")
@@ -86,6 +93,7 @@ def replay(
     aggregate: str | None,
     to_topic: str | None,
     groups: tuple[str, ...],
+    latest_per_key: bool,
     wait: bool,
     dry_run: bool,
     yes: bool,
@@ -96,7 +104,8 @@ def replay(
 
     Consumers of this framework apply them again if the replay is for their group; other readers see
     repeats with the same id. Only what the ring still holds can be sent, and it is kept until the replay
-    has ended, 24 hours at most. Exit 1 when --wait saw one fail.
+    has ended, 24 hours at most. With --latest-per-key an event goes out only if nothing newer of its key was
+    sent (with --to: nothing newer that matches). Exit 1 when --wait saw one fail.
     """
     if list_ or cancel is not None:
         _manage(database_url, as_json_, cancel)
@@ -116,6 +125,7 @@ def replay(
         "aggregateid": aggregate,
         "to_topic": to_topic,
         "groups": ",".join(groups) or EVERYBODY,
+        "latest_per_key": latest_per_key,
     }
     with options.connected(database_url) as connection:
         ddl.check(connection)
@@ -131,7 +141,7 @@ def replay(
                     "`outbox-relay shards list` says that it is done"
                 )
     if not as_json_:
-        _say(count, first, last, since, oldest, jobs)
+        _say(count, first, last, since, oldest, jobs, latest_per_key=latest_per_key)
     ended = _wait(database_url, jobs) if wait and jobs else []
     if as_json_:
         options.echo_json(
@@ -141,9 +151,17 @@ def replay(
 
 
 def _say(
-    count: int, first: object, last: object, since: datetime | None, oldest: datetime | None, jobs: list[int]
+    count: int,
+    first: object,
+    last: object,
+    since: datetime | None,
+    oldest: datetime | None,
+    jobs: list[int],
+    *,
+    latest_per_key: bool,
 ) -> None:
     between = f", from {first} to {last}" if count else ""
+    between += "; of them the latest of each key goes out" if count and latest_per_key else ""
     click.echo(f"{count:,} published events match{between}")
     if since is not None and (oldest is None or since < oldest):
         click.echo(f"the ring reaches back to {oldest}: older events are gone")

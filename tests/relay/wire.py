@@ -57,6 +57,7 @@ def read(bootstrap: str, *topics: str) -> list[Arrived]:
         while open_:
             assert time.monotonic() < end, f"{sorted(open_)} have not ended"
             for message in consumer.consume(2000, 0.1):
+                end = time.monotonic() + 30  # of silence: half a million records take longer to read
                 topic, partition = message.topic(), message.partition()
                 assert topic is not None
                 assert partition is not None

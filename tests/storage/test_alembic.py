@@ -37,9 +37,9 @@ revision = "a1"
 down_revision = None
 def upgrade() -> None:
     op.create_table("customers", sa.Column("id", sa.Integer, primary_key=True))
-    ddl.upgrade(to=6)
+    ddl.upgrade(to=7)
 def downgrade() -> None:
-    ddl.downgrade(to=0, since=6)
+    ddl.downgrade(to=0, since=7)
     op.drop_table("customers")
 """
 

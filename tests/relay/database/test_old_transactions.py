@@ -98,7 +98,9 @@ def test_a_look_probes_only_transactions_that_ended(
         monkeypatch.setattr(look, "LOOK", probe_all)
         naive = plan_of(half.connection, lambda: half.looker.look(state.done))
         assert ours.buffers < 200, ours
-        assert naive.buffers > 10 * ours.buffers, "each look would ask for each of the open transactions"
+        # From 17 on one walk of the index answers for neighbours, so that there is less to be saved.
+        times = 10 if half.connection.info.server_version < 170_000 else 1.5
+        assert naive.buffers > times * ours.buffers, "each look would ask for each of the open transactions"
         planned = half.row.plan(state, found)
         [few] = plans_of(half.reading, lambda: half.planned(planned))[:1]
         assert few.buffers < 200, "and so would each delta"

@@ -14,15 +14,16 @@ from typing import Any
 import psycopg
 
 from outbox import hooks, record
+from outbox.consumer.watermark import Marks
 from outbox.errors import Fenced
-from outbox.record import Mark, Seq
+from outbox.record import Seq
 from relay import guards, points
 from relay.config import RelayConfig
 from relay.database import Database, OutcomeUnknown
 from relay.envelope import headers
 from relay.landing import Landings
 from relay.producers import Chunk, Interrupted, Recorded, Refused
-from relay.progress import ShardRow
+from relay.progress import Frozen, Resharded, ShardRow
 from relay.row import ID, KEY, PAYLOAD, POSITION, Row
 from relay.supervision import Supervision
 from relay.tenure import Tenure
@@ -77,6 +78,9 @@ class Flight:
 class Schedule:
     """Runs steps against one database and keeps the log that a broker would have."""
 
+    rounds = 300
+    """Within which everything has come to its end."""
+
     def __init__(self, url: str, seed: int) -> None:
         self.choose = random.Random(seed)
         self._open = ExitStack()
@@ -97,6 +101,13 @@ class Schedule:
                 self._step()
             self._end()
         self._judge()
+
+    def shard(self) -> int:
+        """Which one a relay claims next."""
+        return 0
+
+    def sent(self, chunk: Chunk) -> None:
+        """A relay gives these rows to the broker."""
 
     def refused(self, row: Row) -> bool:
         return row[PAYLOAD] == POISON and not self.mended
@@ -155,7 +166,7 @@ class Schedule:
         owner = self._owners[0]
         owner.tenure = None
         for _ in range(2):
-            for _ in range(300):
+            for _ in range(self.rounds):
                 self._writer.execute(RELEASE)
                 if owner.step() == 0 and self._settled():
                     break
@@ -173,13 +184,14 @@ class Schedule:
         return found == (True,)
 
     def _judge(self) -> None:
-        marks: dict[tuple[int, str], Mark] = {}
-        applied: list[Record] = []
-        for found in self.log:
-            line = (found.partition, found.seq.source)
-            if line not in marks or found.seq.mark > marks[line]:
-                marks[line] = found.seq.mark
-                applied.append(found)
+        self._judge_once(self._effects())
+
+    def _effects(self) -> list[Record]:
+        """What a reader with marks applies."""
+        marks: dict[int, Marks] = {}
+        return [f for f in self.log if marks.setdefault(f.partition, Marks()).admit(f.seq)]
+
+    def _judge_once(self, applied: list[Record]) -> None:
         ids = [found.id for found in applied]
         if len(set(ids)) != len(ids):
             raise Violation("an event was applied twice")
@@ -214,7 +226,7 @@ class Owner:
             return self.tenure.carry().published
         except Interrupted:
             return 1
-        except (Fenced, OutcomeUnknown, Killed):
+        except (Fenced, Frozen, Resharded, OutcomeUnknown, Killed):
             self.tenure = None
             return 1
         finally:
@@ -222,9 +234,9 @@ class Owner:
 
     def _begin(self) -> Tenure:
         connection, reading = self._connections
-        row = ShardRow(connection, 0)
+        row = ShardRow(connection, self._world.shard())
         state = row.claim()
-        hooks.fire(points.CLAIMED, shard=0, epoch=state.epoch)
+        hooks.fire(points.CLAIMED, shard=state.shard, epoch=state.epoch)
         return Tenure(
             self._config,
             connection,
@@ -250,6 +262,7 @@ class PlayedProducer:
     def deliver(self, chunks: Iterable[Chunk | None], alive: Callable[[], bool]) -> Iterator[int]:  # noqa: ARG002
         world, choose = self._world, self._world.choose
         for chunk in filter(None, chunks):
+            world.sent(chunk)
             flights = deque(map(_flight, chunk.rows, chunk.targets, [chunk.stream] * len(chunk.rows)))
             world.meanwhile(self._owner)
             if choose.random() < 0.12:

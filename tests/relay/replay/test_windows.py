@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from outbox import hooks
-from relay import points, replay, tenure
+from relay import points, replay, tenure, window
 from relay.database import OutcomeUnknown
 from tests.relay.conftest import Connect
 from tests.relay.database.half import Session, drain, shard, write
@@ -53,6 +53,22 @@ def replayed(database: str, connect: Connect, broker: MemoryBroker) -> tuple[lis
     return written, Counter(id_ for id_, _ in numbers)
 
 
+def test_what_was_acknowledged_but_not_written_down_yet_belongs_to_it(
+    database: str, connect: Connect
+) -> None:
+    session, broker = connect(autocommit=True), MemoryBroker()
+    carrying = shard(database, broker)
+    written = write(session, 3)
+    assert carrying.run_once().published == 3
+    assert session.execute("SELECT next IS NOT NULL FROM outbox_shard").fetchone() == (True,)
+    session.execute(ASK)
+    for _ in range(20):
+        carrying.run_once()
+    carrying.let_go()
+    assert ended(session)
+    assert [found.id for found in broker.log[3:]] == written
+
+
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replay, "WINDOW", 4)
@@ -67,9 +83,9 @@ def test_a_late_commit_below_it_moves_no_window(database: str, connect: Connect)
 def test_a_window_that_began_at_any_row_would_send_its_end_twice(
     database: str, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    naive = replay.FIRST.replace("AND pg_visible_in_snapshot(xid, %(upto)s::pg_snapshot)", "")
-    assert naive != replay.FIRST
-    monkeypatch.setattr(replay, "FIRST", naive)
+    naive = window.FIRST.replace("AND pg_visible_in_snapshot(xid, %(upto)s::pg_snapshot)", "")
+    assert naive != window.FIRST
+    monkeypatch.setattr(window, "FIRST", naive)
     written, numbers = replayed(database, connect, MemoryBroker())
     assert max(numbers.values()) == 2
     assert {*numbers} == {*written}
