@@ -50,6 +50,11 @@ test-postgres: $(STAMP) ## run the database's tests on PostgreSQL VERSION=14 (to
 torture: $(STAMP) ## torture consumers of every protocol on three brokers, ten minutes each: ARGS="--seconds 60"
 	@$(BIN)/python -m tests.consumer.torture $(ARGS)
 
+.PHONY: campaign-hops
+campaign-hops: $(STAMP) ## four services in a row, everything killed for SECONDS=300 with SEED=1, each hop counted
+	@OUTBOX_HOPS_SECONDS=$(or $(SECONDS),300) OUTBOX_HOPS_SEED=$(or $(SEED),1) \
+		$(BIN)/python -m pytest -n0 -q tests/consumer/test_hops.py
+
 .PHONY: campaign-shards
 campaign-shards: $(STAMP) ## change the number of shards under writers, kills and crashes: ARGS="--seconds 600"
 	@$(BIN)/python -m tests.relay.sharding.campaign $(ARGS)

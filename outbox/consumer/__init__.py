@@ -5,5 +5,16 @@ from outbox.consumer.health import Health, MemberHealth, PartitionHealth
 from outbox.consumer.partition import Status
 from outbox.consumer.record import Record
 from outbox.consumer.settings import Settings
+from outbox.consumer.state import State, StateHealth
 
-__all__ = ["Consumer", "Health", "MemberHealth", "PartitionHealth", "Record", "Settings", "Status"]
+__all__ = [
+    "Consumer",
+    "Health",
+    "MemberHealth",
+    "PartitionHealth",
+    "Record",
+    "Settings",
+    "State",
+    "StateHealth",
+    "Status",
+]
