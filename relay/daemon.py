@@ -15,7 +15,7 @@ from relay.carrier import Carrier
 from relay.config import RelayConfig
 from relay.database import Database, name
 from relay.ends import Ends
-from relay.health import Health
+from relay.health import Health, Pages
 from relay.lease import Lease, Leases
 from relay.metrics import Observed
 from relay.mover import Mover
@@ -255,7 +255,7 @@ class Relay:
         if self._config.health_address is None:
             yield
             return
-        health = Health(self._config.health_address, lambda: [self.observed()])
+        health = Health(self._config.health_address, Pages(lambda: [self.observed()]))
         health.start()
         try:
             yield

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Protocol
 
 from outbox.errors import ConfigurationError
 from relay import metrics
@@ -38,15 +38,23 @@ def address(text: str) -> tuple[str, int]:
     return host.strip("[]") or LOOPBACK, int(port)
 
 
+Answer = tuple[HTTPStatus, str, str]
+"""Status, content type and body."""
+
+
+class Answers(Protocol):
+    """The pages of one kind of process, without HTTP."""
+
+    def answer(self, path: str) -> Answer | None:
+        """What to say; None for a page that is not there. Must not block."""
+
+
 class Health:
-    """Serves `/healthz`, `/readyz` and `/metrics` on a thread of its own.
+    """Serves `/healthz`, `/readyz` and `/metrics` on a thread of its own."""
 
-    `observe` gives what the daemon knows at the moment, one entry a database; it must not block.
-    """
-
-    def __init__(self, where: str, observe: Callable[[], Sequence[Observed]]) -> None:
+    def __init__(self, where: str, pages: Answers) -> None:
         host, port = address(where)
-        self._server = _listening(host, port, observe)
+        self._server = _listening(host, port, pages)
         self._thread = threading.Thread(target=self._server.serve_forever, name="outbox-health", daemon=True)
 
     @property
@@ -65,9 +73,9 @@ class Health:
         self._server.server_close()
 
 
-def _listening(host: str, port: int, observe: Callable[[], Sequence[Observed]]) -> ThreadingHTTPServer:
+def _listening(host: str, port: int, answers: Answers) -> ThreadingHTTPServer:
     class Page(_Page):
-        pages = Pages(observe)
+        pages = answers
 
     class Server(ThreadingHTTPServer):
         daemon_threads = True
@@ -83,13 +91,15 @@ def _listening(host: str, port: int, observe: Callable[[], Sequence[Observed]]) 
 
 
 class Pages:
-    """The answers, without HTTP."""
+    """The relay's answers.
+
+    `observe` gives what the daemon knows at the moment, one entry a database; it must not block.
+    """
 
     def __init__(self, observe: Callable[[], Sequence[Observed]]) -> None:
         self._observe = observe
 
-    def answer(self, path: str) -> tuple[HTTPStatus, str, str] | None:
-        """Status, content type and body; None for a page that is not there."""
+    def answer(self, path: str) -> Answer | None:
         match path:
             case "/healthz":
                 return HTTPStatus.OK, "text/plain; charset=utf-8", "ok\n"
@@ -100,7 +110,7 @@ class Pages:
             case _:
                 return None
 
-    def _ready(self) -> tuple[HTTPStatus, str, str]:
+    def _ready(self) -> Answer:
         """Ready: every database is carried by us, or by another relay that we stand by for."""
         found: dict[str, dict[str, Any]] = {
             one.database: {"state": one.status["state"], "alarm": one.status["alarm"]}
@@ -115,7 +125,7 @@ class Pages:
 class _Page(BaseHTTPRequestHandler):
     """GET and HEAD of three pages, one a connection."""
 
-    pages: Pages
+    pages: Answers
     timeout = PATIENCE
     server_version, sys_version = "outbox-relay", ""
 

@@ -10,7 +10,7 @@ from outbox.errors import OutboxError
 from relay import loop
 from relay.config import RelayConfig
 from relay.daemon import Relay
-from relay.health import Health
+from relay.health import Health, Pages
 from relay.metrics import Observed
 
 log = logging.getLogger("relay")
@@ -101,7 +101,7 @@ class Relays:
         with ExitStack() as beside:
             beside.enter_context(loop.stopped_by_signals(self.stop))
             if self._health_address is not None:
-                health = Health(self._health_address, lambda: [c.observed() for c in self._charges])
+                health = Health(self._health_address, Pages(lambda: [c.observed() for c in self._charges]))
                 beside.callback(health.close)
                 health.start()
             for charge in self._charges:

@@ -1,6 +1,7 @@
 """Kafka → handlers → PostgreSQL, exactly once. The door of the consuming half."""
 
 from outbox.consumer.consumer import Consumer
+from outbox.consumer.figures import ClientFigures
 from outbox.consumer.health import Health, MemberHealth, PartitionHealth
 from outbox.consumer.partition import Status
 from outbox.consumer.record import Record
@@ -8,6 +9,7 @@ from outbox.consumer.settings import Settings
 from outbox.consumer.state import State, StateHealth
 
 __all__ = [
+    "ClientFigures",
     "Consumer",
     "Health",
     "MemberHealth",

@@ -9,6 +9,9 @@ FAILURE = wait_exponential(multiplier=0.1, exp_base=2, max=15.0) + wait_random(0
 FENCED = wait_random(0.2, 2.0)
 """Before claiming back what somebody else claimed: long enough to hear that the partition is theirs."""
 
+DISPUTED = wait_exponential(multiplier=0.5, exp_base=2, max=30.0) + wait_random(0.0, 1.0)
+"""Before claiming back what another process was given by hand as well: 0.5, 1, 2 … 30 s."""
+
 
 def seconds(wait: wait_base, failures: int) -> float:
     """How long to wait after the `failures`-th failure in a row (from 1)."""

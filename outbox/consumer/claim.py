@@ -33,13 +33,6 @@ RETURNING owner_epoch, next_offset, sources::text, parked,
     claims >= 3 OR coalesce(tried_offset = next_offset, false)
 """)
 
-# Promise: a partition's first offset is written once, whoever comes first.
-FIRST = text("""
-INSERT INTO consumer_offset (grp, topic, partition, cluster_id, topic_id, next_offset)
-VALUES (:grp, :topic, :partition, :cluster_id, :topic_id, :next_offset)
-ON CONFLICT (grp, topic, partition) DO NOTHING
-""")
-
 IDENTITY = text("""
 SELECT cluster_id, topic_id, next_offset FROM consumer_offset
 WHERE grp = :grp AND topic = :topic AND partition = :partition
@@ -76,12 +69,10 @@ class Claimer:
     owner: str
     patience: timedelta
 
-    def claim(
-        self, topic: str, partition: int, identity: TopicIdentity, first_offset: Callable[[], int]
-    ) -> Claim:
+    def claim(self, topic: str, partition: int, identity: TopicIdentity, begin: Callable[[], None]) -> Claim:
         """Own the partition from now on.
 
-        first_offset: asked only if this group has never read the partition.
+        begin: writes its row; called only if this group has never read the partition.
         Raises GuardViolation if the offsets belong to another cluster or topic: nothing was changed then.
         """
         key = {
@@ -91,10 +82,10 @@ class Claimer:
             "cluster_id": identity.cluster_id,
             "topic_id": identity.topic_id,
         }
-        claim = self.database.transact(lambda: self._attempt(key, identity, None))
+        claim = self.database.transact(lambda: self._attempt(key, identity))
         if claim is None:
-            first = first_offset()
-            claim = self.database.transact(lambda: self._attempt(key, identity, first))
+            begin()
+            claim = self.database.transact(lambda: self._attempt(key, identity))
         assert claim is not None, "the row was just inserted, or belongs to another topic"
         hooks.fire(
             "consumer.claimed",
@@ -106,10 +97,8 @@ class Claimer:
         )
         return claim
 
-    def _attempt(
-        self, key: dict[str, object], identity: TopicIdentity, first_offset: int | None
-    ) -> Claim | None:
-        """One transaction; None if the partition has no row yet and no first offset is given."""
+    def _attempt(self, key: dict[str, object], identity: TopicIdentity) -> Claim | None:
+        """One transaction; None if the partition has no row yet."""
         with (
             self.database.engine.connect().execution_options(isolation_level="READ COMMITTED") as connection,
             connection.begin(),
@@ -118,8 +107,6 @@ class Claimer:
             bound = {"milliseconds": str(int(self.patience.total_seconds() * 4000))}
             pid = connection.execute(PREPARE, bound).one()[0]
             with Release(self.database, pid, self.patience, key):
-                if first_offset is not None:
-                    connection.execute(FIRST, {**key, "next_offset": first_offset})
                 row = connection.execute(CLAIM, {**key, "owner": self.owner}).one_or_none()
             if row is None:
                 _check_identity(connection, key, identity)

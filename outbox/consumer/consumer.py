@@ -15,9 +15,10 @@ What a handler does outside this database may happen more than once.
 
 import dataclasses
 import gc
+import re
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -73,6 +74,7 @@ class Consumer:
         idle_timeout: timedelta = _DEFAULTS.idle_timeout,
         identity_check: timedelta = _DEFAULTS.identity_check,
         mirror: timedelta = _DEFAULTS.mirror,
+        stuck_after: timedelta = _DEFAULTS.stuck_after,
         wait_for_topics: timedelta = _DEFAULTS.wait_for_topics,
     ) -> None:
         if not group:
@@ -100,6 +102,7 @@ class Consumer:
                 idle_timeout=idle_timeout,
                 identity_check=identity_check,
                 mirror=mirror,
+                stuck_after=stuck_after,
                 wait_for_topics=wait_for_topics,
             ),
         )
@@ -111,13 +114,18 @@ class Consumer:
 
     @property
     def topics(self) -> list[str]:
-        """What its handlers read."""
+        """What its handlers read by name."""
         return self._handlers.topics
+
+    @property
+    def patterns(self) -> list[re.Pattern[str]]:
+        """What its handlers read by pattern."""
+        return self._handlers.patterns
 
     def on(
         self,
         *events: type[Event],
-        topic: str | None = None,
+        topic: str | re.Pattern[str] | None = None,
         batch: bool = False,
         tombstones: bool = False,
         wire_type: str | None = None,
@@ -129,7 +137,9 @@ class Consumer:
         """Register a handler `(session, event)` or `(session, event, record)` for these events.
 
         topic: read them from this topic instead of the events' own. Without events: the handler gets the
-            value (bytes, None for a tombstone) of every record of the topic that no other handler takes.
+            value (bytes, None for a tombstone) of every record of the topic that no other handler takes. A
+            compiled pattern, or a string that begins with ^, means every topic whose whole name matches it,
+            those that are made later included, but none of Kafka's own (`__…`).
         batch: the handler gets lists, `(session, events)` or `(session, events, records)`: neighbouring
             records of one type, for bulk SQL.
         tombstones: it also gets records of its types whose value is null, as None; otherwise they are
@@ -165,17 +175,28 @@ class Consumer:
 
         return register
 
-    def run(self, threads: int = 1, *, kafka: Mapping[str, Any] | None = None) -> None:
+    def run(
+        self,
+        threads: int = 1,
+        *,
+        kafka: Mapping[str, Any] | None = None,
+        partitions: Iterable[tuple[str, int]] | None = None,
+    ) -> None:
         """Consume until `stop()`, SIGTERM or SIGINT (the latter two when called in the main thread).
 
         threads: members of the group in this process, each with a Kafka client and a session of its own.
-        kafka: properties that take precedence for this run. Waits for servers that are not there yet. The
+        kafka: properties that take precedence for this run.
+        partitions: read exactly these, as (topic, number), instead of those that the group would give; they
+        are spread over the threads. Nobody takes them over when this process dies. Who has one of them too
+        is fenced by its row, and fences in turn: the two alternate, ever more rarely.
+
+        Waits for servers that are not there yet. The
         batch under way is finished before it returns; a second signal does not wait for it.
         Raises OutboxError when it cannot work: bad settings, schema, rights or topics.
         """
         if threads < 1:
             raise ConfigurationError(f"threads is {threads}; it must be at least 1")
-        if not self.topics:
+        if not self.topics and not self.patterns:
             raise ConfigurationError(
                 "this consumer has no handler; register one with @consumer.on(SomeEvent)"
             )
@@ -184,9 +205,10 @@ class Consumer:
             setup = dataclasses.replace(
                 setup, properties=consumer_properties({**self._kafka, **kafka}, setup.group)
             )
+        places = None if partitions is None else _places(partitions, self._handlers)
         with _signals(self._stop), _settled_heap():
             try:
-                self._consume(setup, threads)
+                self._consume(setup, _shares(places, threads))
             finally:
                 self._stop.clear()
 
@@ -198,20 +220,21 @@ class Consumer:
         """What its threads are doing at this moment. From any thread."""
         return Health(group=self.group, members=tuple(member.health() for member in tuple(self._members)))
 
-    def _consume(self, setup: Setup, threads: int) -> None:
+    def _consume(self, setup: Setup, shares: Sequence[Sequence[tuple[str, int]] | None]) -> None:
+        """shares: what each member reads by hand; None: what the group gives it."""
         client(setup, setup.properties).close()  # properties are refused before anybody waits for a server
         identities = setup.new_identities(admin_properties(setup.properties))
         patience = setup.settings.wait_for_topics.total_seconds()
         if not (
             wait_for_database(setup.database, self._stop)
-            and wait_for_topics(identities, self.topics, self._stop, patience=patience)
+            and wait_for_topics(identities, _awaited(shares, self.topics), self._stop, patience=patience)
         ):
             return
         failures: list[BaseException] = []
         self._members = []
         try:
-            for number in range(threads):
-                self._members.append(Member(setup, number))
+            for number, share in enumerate(shares):
+                self._members.append(Member(setup, number, share))
         except BaseException:
             for member in self._members:
                 member.close()
@@ -238,6 +261,37 @@ class Consumer:
             self._stop.set()
         finally:
             member.close()
+
+
+def _places(partitions: Iterable[tuple[str, int]], handlers: Handlers) -> list[tuple[str, int]]:
+    """Raises ConfigurationError for what cannot be read."""
+    places = list(partitions)
+    if not places:
+        raise ConfigurationError("partitions is empty; name some, or leave it out to get the group's")
+    for place in places:
+        match place:
+            case (str(), int(number)) if number >= 0:
+                pass
+            case _:
+                raise ConfigurationError(f"partitions holds {place!r}; write (topic, number): ('orders', 0)")
+        if not handlers.routes(place[0]):
+            raise ConfigurationError(f"partitions names topic {place[0]}, which no handler reads")
+    if len(set(places)) < len(places):
+        raise ConfigurationError("partitions names one twice; each can be read once only")
+    return places
+
+
+def _awaited(shares: Sequence[Sequence[tuple[str, int]] | None], topics: list[str]) -> list[str]:
+    """Which topics must be there before anything can be read."""
+    if shares[0] is None:
+        return topics
+    return sorted({topic for share in shares for topic, _ in share or ()})
+
+
+def _shares(places: list[tuple[str, int]] | None, threads: int) -> list[list[tuple[str, int]] | None]:
+    if places is None:
+        return [None] * threads
+    return [places[number::threads] for number in range(min(threads, len(places)))]
 
 
 def _require_event_class(event: object) -> None:

@@ -67,22 +67,27 @@ class Handlers:
     """All handlers of one consumer, found by topic and type."""
 
     def __init__(self) -> None:
-        self._routes: dict[str, dict[bytes | None, Route]] = {}
+        self._routes: dict[str | re.Pattern[str], dict[bytes | None, Route]] = {}
+        self._found: dict[str, Mapping[bytes | None, Route]] = {}
 
     def add(
         self,
         function: Function,
         events: Sequence[type[Event]],
         *,
-        topic: str | None,
+        topic: str | re.Pattern[str] | None,
         bulk: bool,
         tombstones: bool,
         wire_type: str | None = None,
         default: bool = False,
         dedupe: Dedupe | None = None,
     ) -> None:
-        """Raises ConfigurationError for what can never work."""
+        """topic: a name, or a pattern: compiled, or a string that begins with ^.
+
+        Raises ConfigurationError for what can never work.
+        """
         name = getattr(function, "__qualname__", repr(function))
+        topic = _pattern(topic) if isinstance(topic, str) and topic.startswith("^") else topic
         if not events and topic is None:
             raise ConfigurationError(
                 f"{name} handles nothing; name events: @consumer.on(OrderPlaced), or topic="
@@ -100,7 +105,7 @@ class Handlers:
             )
         if not events:
             assert topic is not None
-            self._route(topic, None, _route(handler, "", ""), name, f"topic {topic}")
+            self._route(topic, None, _route(handler, "", ""), name, f"topic {_spelled(topic)}")
         for event in events:
             if not is_named(event):
                 raise ConfigurationError(
@@ -108,13 +113,15 @@ class Handlers:
                 )
             where, type_ = topic or event.__topic__, event.__wire_type__
             route, named = _route(handler, type_, type_), wire_type or type_
-            self._route(where, named.encode(), route, name, f"{named} on topic {where}")
+            self._route(where, named.encode(), route, name, f"{named} on topic {_spelled(where)}")
             if default:
-                self._route(where, UNTYPED, route, name, f"records without a type on topic {where}")
+                self._route(where, UNTYPED, route, name, f"records without a type on topic {_spelled(where)}")
             for older in catalog.readable(event):
                 self._upcast(where, _route(handler, type_, older), name)
 
-    def _route(self, topic: str, type_: bytes | None, route: Route, name: str, what: str) -> None:
+    def _route(
+        self, topic: str | re.Pattern[str], type_: bytes | None, route: Route, name: str, what: str
+    ) -> None:
         routes = self._routes.setdefault(topic, {})
         if type_ in routes and not _is_upcast(routes[type_]):
             raise ConfigurationError(
@@ -122,21 +129,27 @@ class Handlers:
                 "handler, or give the second its own consumer group"
             )
         routes[type_] = route
+        self._found.clear()
 
-    def _upcast(self, topic: str, route: Route, name: str) -> None:
+    def _upcast(self, topic: str | re.Pattern[str], route: Route, name: str) -> None:
         """An older version goes to the handler of its own class, if there is one, else to this one."""
         routes = self._routes[topic]
         known = routes.setdefault(route.written.encode(), route)
         if known is not route and _is_upcast(known):
             raise ConfigurationError(
-                f"{route.written} on topic {topic} is upcast to {known.wire_type} already; {name} takes it "
-                f"as {route.wire_type}. Register a handler for one of the two"
+                f"{route.written} on topic {_spelled(topic)} is upcast to {known.wire_type} already; {name} "
+                f"takes it as {route.wire_type}. Register a handler for one of the two"
             )
 
     @property
     def topics(self) -> list[str]:
-        """What to subscribe to."""
-        return sorted(self._routes)
+        """Those that are named."""
+        return sorted(topic for topic in self._routes if isinstance(topic, str))
+
+    @property
+    def patterns(self) -> list[re.Pattern[str]]:
+        """Those that mean every topic whose whole name they match."""
+        return [topic for topic in self._routes if isinstance(topic, re.Pattern)]
 
     def window(self, topic: str) -> timedelta | None:
         """For how long the ids of its records are kept; None if no handler of it drops repeats."""
@@ -144,8 +157,19 @@ class Handlers:
         return max((each.window for each in asked if each is not None), default=None)
 
     def routes(self, topic: str) -> Mapping[bytes | None, Route]:
-        """By type; under None the route of all records of the topic that have no other."""
-        return self._routes.get(topic, {})
+        """By type; under None the route of all records of the topic that have no other.
+
+        What is registered for the name goes before what is registered for a pattern, and an earlier pattern
+        before a later one.
+        """
+        found = self._found.get(topic)
+        if found is None:
+            found = dict(self._routes.get(topic, {}))
+            for pattern in self.patterns:
+                if pattern.fullmatch(topic):
+                    found = {**self._routes[pattern], **found}
+            self._found[topic] = found
+        return found
 
     def newest(self, topic: str, type_: str) -> int | None:
         """The newest version of its name that has a handler, if `type_` is a later one."""
@@ -219,6 +243,17 @@ def read(run: Run) -> Iterable[Any]:
 
 def _route(handler: Handler, wire_type: str, written: str) -> Route:
     return Route(handler, wire_type, written, foreign=Route(handler, wire_type, written))
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise ConfigurationError(f"topic={text!r} begins with ^ but is no pattern: {error}") from error
+
+
+def _spelled(topic: str | re.Pattern[str]) -> str:
+    return topic if isinstance(topic, str) else topic.pattern
 
 
 def _takes_record(function: Function, name: str) -> bool:

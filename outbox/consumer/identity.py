@@ -97,6 +97,8 @@ class BrokerIdentities:
 
     def _describe(self, names: list[str]) -> dict[str, Future[Any]]:
         assert self._cluster_id is not None
+        if not names:
+            return {}
         if self._cluster_id.startswith(MOCK):
             return {name: self._touch(name) for name in names}
         return dict(self._admin.describe_topics(TopicCollection(names), request_timeout=self._timeout))

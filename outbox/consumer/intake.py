@@ -125,15 +125,7 @@ class Intake:
     def _report(self, error: KafkaError, message: Polled | None) -> None:
         code = error.code()
         topic = message.topic() if message is not None else None
-        if code == KafkaError.FENCED_INSTANCE_ID or (error.fatal() and "fenced by other" in error.str()):
-            raise ConfigurationError(
-                f"another process has this member's group.instance.id ({error.str()}); "
-                "give each process its own"
-            )
-        if code in _UNSUPPORTED and error.fatal():
-            raise ConfigurationError(f"these brokers cannot do what is configured: {error.str()}")
-        if error.fatal() or code == KafkaError._FATAL:
-            raise ClientDied(error.str())
+        _raise_if_over(error)
         if code == KafkaError._PARTITION_EOF:
             return
         if code == KafkaError._AUTO_OFFSET_RESET and message is not None:
@@ -150,9 +142,42 @@ class Intake:
         self._vigil.suspect(topic)
         if code in _MISSING:
             self.notice.trouble(f"topic {topic or '?'} does not exist (any more): {error.str()}")
+        elif code == KafkaError.INCONSISTENT_GROUP_PROTOCOL:
+            self.notice.trouble(
+                "the group has another kind of partition.assignment.strategy (eager, cooperative); "
+                "end them, or give all group.protocol=consumer first"
+            )
         elif code in _FORBIDDEN:
             self.notice.trouble(
                 f"Kafka refuses access: {error.str()}; allow READ on the topics and on group {self._group}"
             )
         else:
             self.notice.trouble(f"Kafka reports {error.name()}: {error.str()}")
+
+
+def _raise_if_over(error: KafkaError) -> None:
+    """Does this end the client, or the consumer? A fatal error comes as _FATAL: only its words tell which."""
+    code, words = error.code(), error.str()
+    if code == KafkaError.FENCED_INSTANCE_ID or (_fatal(error) and "fenced by other consumer" in words):
+        raise ConfigurationError(
+            f"another process has this member's group.instance.id ({words}); give each process its own"
+        )
+    if not _fatal(error):
+        return
+    if code in _UNSUPPORTED or "not supported by broker" in words:
+        raise ConfigurationError(f"these brokers cannot do what is configured: {words}")
+    if "still used by another member" in words:
+        raise ClientDied(
+            "the brokers keep its group.instance.id for another process, which died less than a session "
+            f"time-out ago, or lives ({words}); give each process its own"
+        )
+    if "group id does not exist" in words:
+        raise ClientDied(
+            "the brokers cannot take the group over to KIP-848 while it has classic members whose strategy "
+            f"keeps data of its own, as cooperative-sticky does; joining once those have ended ({words})"
+        )
+    raise ClientDied(words)
+
+
+def _fatal(error: KafkaError) -> bool:
+    return bool(error.fatal()) or error.code() == KafkaError._FATAL

@@ -3,7 +3,8 @@
 Hook points fired in this thread: `consumer.assigned`, `consumer.revoked` (lost: without being asked),
 `consumer.claimed`, `consumer.polled`, `consumer.batch.*`, `consumer.jump`, `consumer.fenced`,
 `consumer.retrying`, `consumer.parked`, `consumer.released`, `consumer.failed_again`, `consumer.discarded`,
-`consumer.stopped`, `consumer.rebuilt`, `consumer.inbox_seen`, `consumer.inbox_swept`,
+`consumer.stopped`, `consumer.rebuilt`, `consumer.client_error` (what the Kafka client tells of),
+`consumer.statistics` (its own, as a mapping), `consumer.inbox_seen`, `consumer.inbox_swept`,
 `consumer.inbox_held`; `consumer.blocker_terminated` in a helper thread.
 """
 
@@ -19,20 +20,23 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from outbox import hooks
 from outbox.consumer import backoff
-from outbox.consumer.assignment import Assignment, describe
+from outbox.consumer.assignment import Assignment, Key, describe
 from outbox.consumer.batch import BatchRunner
+from outbox.consumer.beginning import Beginnings
 from outbox.consumer.claim import Claimer
 from outbox.consumer.database import Database
+from outbox.consumer.figures import Figures
 from outbox.consumer.handlers import Handlers
-from outbox.consumer.health import MemberHealth, PartitionHealth
+from outbox.consumer.health import MemberHealth, of_partition
 from outbox.consumer.identity import BrokerIdentities, Identities
 from outbox.consumer.inbox import Inbox
 from outbox.consumer.inbox_ring import InboxRing
 from outbox.consumer.intake import ClientDied, Intake
+from outbox.consumer.interest import Interest
 from outbox.consumer.mirror import Mirror
 from outbox.consumer.notice import Notice
 from outbox.consumer.partition import Partition
-from outbox.consumer.properties import admin_properties, is_incremental
+from outbox.consumer.properties import admin_properties, is_incremental, member_properties
 from outbox.consumer.redrive import Redrive
 from outbox.consumer.settings import Settings, batch_time, owner
 from outbox.consumer.sift import Sieve
@@ -75,8 +79,11 @@ def client(setup: Setup, properties: Mapping[str, Any]) -> KafkaConsumer:
 class Member:
     """Reads, applies, claims; `run_once` does a piece of each and never raises for what can mend itself."""
 
-    def __init__(self, setup: Setup, number: int = 0) -> None:
+    def __init__(self, setup: Setup, number: int = 0, places: Sequence[Key] | None = None) -> None:
+        """places: the partitions it reads, whatever the group does; None: those that the group gives it."""
         self._setup = setup
+        self._places = places
+        self._properties = member_properties(setup.properties, number)
         self._owner = owner(number)
         self._sieve = Sieve(setup.group, setup.handlers, setup.settings.unknown)
         self._inbox = Inbox(setup.database.engine, setup.handlers.window)
@@ -85,7 +92,8 @@ class Member:
         self._failure: Exception | None = None
         self._applied = 0
         self._deaths = 0
-        self._reach = Notice()
+        self._reach, self._death = Notice(), Notice()
+        self._figures = Figures(setup.group, number)
         wait = setup.settings.batch_wait
         self._linger = None if wait is None else wait.total_seconds()
         self._batch_time = batch_time(setup.settings, setup.properties)
@@ -96,18 +104,35 @@ class Member:
     def _connect(self) -> None:
         """A new Kafka client, and everything that belongs to it."""
         setup, settings = self._setup, self._setup.settings
-        properties = {**setup.properties, "error_cb": self._on_error}
+        by_hand = self._places is not None
+        properties = {
+            **self._properties,
+            "error_cb": self._on_error,
+            "stats_cb": self._on_statistics,
+            "on_commit": self._on_commit,
+        }
         self._client = client(setup, properties)
-        self._assignment = Assignment(self._client, setup.group, incremental=is_incremental(properties))
+        self._assignment = Assignment(
+            self._client, setup.group, incremental=by_hand or is_incremental(properties)
+        )
         claimer = Claimer(
             database=setup.database, group=setup.group, owner=self._owner, patience=settings.claim_patience
         )
-        self._takeover = Takeover(self._client, self._assignment, claimer, self._identities, settings.start)
+        self._interest = Interest(self._client, setup.handlers, properties)
+        beginnings = Beginnings(
+            client=self._client,
+            database=setup.database,
+            group=setup.group,
+            identities=self._identities,
+            start=settings.start,
+            together=self._interest.together,
+        )
+        self._takeover = Takeover(claimer, self._identities, beginnings)
         self._vigil = Vigil(self._client, self._assignment, self._identities, settings.identity_check)
         self._intake = Intake(
             self._client, self._assignment, self._vigil, setup.group, size=settings.batch_size
         )
-        self._mirror = Mirror(self._client, settings.mirror)
+        self._mirror = Mirror(self._client, settings.mirror, self._owner)
         runner = BatchRunner(
             database=setup.database,
             sieve=self._sieve,
@@ -123,6 +148,7 @@ class Member:
             setup.group,
             settings=settings,
             batch_time=self._batch_time,
+            by_hand=by_hand,
         )
         self._redrive = Redrive(
             setup.database,
@@ -130,9 +156,8 @@ class Member:
             self._limit,
             str(int(settings.idle_timeout.total_seconds() * 1000)),
         )
-        self._client.subscribe(
-            setup.handlers.topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
-        )
+        if self._places is not None:
+            self._assignment.add([Partition(*place) for place in self._places])
 
     def run_once(self, timeout: float = 0.1) -> int:
         """Claim what is due, poll up to `timeout` seconds, run what is there; returns records done with.
@@ -140,6 +165,7 @@ class Member:
         Raises OutboxError when this consumer cannot work at all.
         """
         try:
+            self._subscribe()
             self._claim_due()
             drained = self._intake.poll(self._patience(timeout), more=not self._enough())
             self._raise_failure()
@@ -147,6 +173,7 @@ class Member:
             self._applied += self._redrive.run_once(self._assignment.partitions.values())
             self._work.give_back(self._assignment.partitions.values())
             if self._vigil.tick() or done:
+                self._death.over("the new Kafka client works")
                 self._reach.over("the Kafka brokers are reached again")
         except ClientDied as error:
             self._rebuild(str(error))
@@ -157,7 +184,21 @@ class Member:
         self._deaths = 0 if done else self._deaths
         self._mirror.tick(self._assignment.partitions.values())
         self._ring.run_once(self._assignment.partitions.values())
+        self._figures.tick(self._assignment.partitions)
         return done
+
+    def _subscribe(self) -> None:
+        """Tell the group what to give us, whenever that changes."""
+        topics = self._interest.tick()
+        if topics is None or self._places is not None:
+            return
+        self._intake.notice.over("other topics are read now")
+        if topics:
+            self._client.subscribe(
+                topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+            )
+        else:
+            self._client.unsubscribe()
 
     def _raise_failure(self) -> None:
         """What a callback could not raise where it happened."""
@@ -171,6 +212,8 @@ class Member:
         self._applied += self._work.applied
         self._work.applied = 0
         try:
+            if self._reach.text is None:
+                self._mirror.show(self._assignment.partitions.values())
             self._client.close()
         except (KafkaException, RuntimeError) as error:
             log.debug("closing the Kafka client: %s", error)
@@ -179,6 +222,8 @@ class Member:
         """May be called from any thread."""
         notices = (
             self._reach,
+            self._death,
+            self._interest.notice,
             self._takeover.notice,
             self._intake.notice,
             self._vigil.notice,
@@ -189,16 +234,10 @@ class Member:
             applied=self._applied + self._work.applied,
             trouble=tuple(notice.text for notice in notices if notice.text is not None),
             partitions=tuple(
-                PartitionHealth(
-                    topic=p.topic,
-                    partition=p.number,
-                    status=p.status,
-                    next_offset=None if p.claim is None else p.expected,
-                    parked=p.parked,
-                    reason=p.reason,
-                )
+                of_partition(p, self._setup.settings.stuck_after)
                 for p in self._assignment.partitions.copy().values()
             ),
+            client=self._figures.health(),
         )
 
     def _claim_due(self) -> None:
@@ -262,9 +301,7 @@ class Member:
         return drained or partition.rounds >= PATIENCE
 
     def _rebuild(self, reason: str) -> None:
-        log.warning(
-            "the Kafka client of group %s died (%s); a new one takes its place", self._setup.group, reason
-        )
+        self._death.trouble(f"the Kafka client of group {self._setup.group} died: {reason}")
         self._assignment.partitions.clear()
         self.close()
         self.alive = True
@@ -284,6 +321,8 @@ class Member:
             self._failure = error
         try:
             self._assignment.add(added)
+            self._death.over("the new Kafka client has its place in the group")
+            self._intake.notice.over("the group gives partitions again")
             hooks.fire("consumer.assigned", group=self._setup.group, partitions=_keys(places))
         except Exception as error:
             # The client now assigns by itself, at offsets that are nobody's: believe nothing it says.
@@ -299,6 +338,7 @@ class Member:
     def _forget(self, places: Sequence[TopicPartition], *, lost: bool) -> None:
         try:
             self._assignment.remove(_keys(places))
+            self._takeover.settle(self._assignment.partitions.values())
             log.info(
                 "%s partitions of group %s %s", len(places), self._setup.group, "lost" if lost else "revoked"
             )
@@ -308,10 +348,23 @@ class Member:
 
     def _on_error(self, error: KafkaError) -> None:
         try:
+            self._figures.error(error.name(), error.str(), fatal=error.fatal())
             if error.code() in LOUD or error.fatal():
                 self._reach.trouble(f"Kafka reports {error.name()}: {error.str()}")
             else:
                 log.debug("Kafka reports %s: %s", error.name(), error.str())
+        except Exception as failure:
+            self._failure = failure
+
+    def _on_statistics(self, document: str) -> None:
+        try:
+            self._figures.report(document)
+        except Exception as failure:
+            self._failure = failure
+
+    def _on_commit(self, error: KafkaError | None, places: list[TopicPartition]) -> None:
+        try:
+            self._mirror.answered(error, places)
         except Exception as failure:
             self._failure = failure
 

@@ -18,6 +18,9 @@ WARY = 1_000
 HEADERS = 1024
 """Bytes of headers that one is taken to have, until a batch comes near its limit and all are counted."""
 
+PEACE = 120.0
+"""Seconds without another's claim after which nobody is thought to dispute a partition."""
+
 
 class Arrival(enum.Enum):
     """What to do with a record that was just polled."""
@@ -48,8 +51,11 @@ class Partition:
     polled there. polled: records not run yet; held: bytes of their values; rounds: for how many rounds they
     wait; since: monotonic time at which the first of them came. singly: how many records
     are to be run one by one; wary: how many of these only once the try is stored. tries: of the first record.
-    failures: in a row, for the backoff. due: monotonic time before which it rests. reason: why it does not
-    read.
+    failures: in a row, for the backoff. disputes: how often others claimed it from us in a row;
+    undisputed: monotonic time after which the next one counts as the first. due: monotonic time before which
+    it rests. reason: why it does not read. end: of what can be read, as last seen; complete: all before it is
+    applied. applied: records done with; applied_at: when, last (seconds since 1970). progressed: monotonic
+    time of that, or of having had nothing to do. leader_epoch: of the last record done with.
     """
 
     topic: str
@@ -71,9 +77,17 @@ class Partition:
     wary: int = 0
     tries: int = 0
     failures: int = 0
+    disputes: int = 0
+    undisputed: float = 0.0
     due: float = 0.0
     reason: str | None = None
     stopped: bool = False
+    end: int | None = None
+    complete: bool = False
+    applied: int = 0
+    applied_at: float | None = None
+    progressed: float = field(default_factory=time.monotonic)
+    leader_epoch: int = -1
 
     @property
     def key(self) -> tuple[str, int]:
@@ -82,6 +96,19 @@ class Partition:
     def reads(self) -> bool:
         """Is it claimed and not stopped?"""
         return self.claim is not None and not self.stopped
+
+    @property
+    def lag(self) -> int | None:
+        """How many offsets lie between ours and the end; None while either is not known."""
+        if self.claim is None or self.end is None:
+            return None
+        return 0 if self.complete else max(0, self.end - self.expected)
+
+    def measured(self, end: int, *, complete: bool) -> None:
+        """The log was seen to go so far, and (complete) all of it to be applied."""
+        self.end, self.complete = end, complete
+        if self.lag == 0 and not self.polled:
+            self.progressed = time.monotonic()
 
     @property
     def status(self) -> Status:
@@ -102,7 +129,7 @@ class Partition:
         self.due = 0.0
         self.reason = None
         self.doubted = None
-        self.fenced = False
+        self.fenced = self.complete = False
         self.rewind()
 
     def rewind(self) -> None:
@@ -120,6 +147,12 @@ class Partition:
         self._forget()
         self.reason = reason
         self.due = time.monotonic() + wait
+
+    def dispute(self) -> None:
+        """Somebody claimed it from us; long after the last time it counts as the first."""
+        now = time.monotonic()
+        self.disputes = 1 if now > self.undisputed else self.disputes + 1
+        self.undisputed = now + PEACE
 
     def rest(self, reason: str, wait: float) -> None:
         """Keep the records and try them again after `wait` seconds."""
@@ -184,6 +217,7 @@ class Partition:
         done = outcome.records
         if not done:
             return
+        self.leader_epoch = _leader_epoch(self.polled[done - 1])
         if done == len(self.polled):
             self._forget()
         else:
@@ -197,6 +231,9 @@ class Partition:
         self.tries = self.failures = self.rounds = 0
         self.due = 0.0
         self.reason = None
+        self.applied += done
+        self.applied_at = time.time()
+        self.progressed = time.monotonic()
 
     def _forget(self) -> None:
         self.polled.clear()
@@ -211,3 +248,9 @@ def _fitting(messages: Sequence[Polled], volume: int) -> int:
         if total > volume:
             return max(1, count)
     return len(messages)
+
+
+def _leader_epoch(message: Polled) -> int:
+    """-1 for brokers that tell none."""
+    epoch = message.leader_epoch()
+    return -1 if epoch is None else epoch

@@ -18,6 +18,8 @@ DEFAULTS: dict[str, Any] = {
     "topic.metadata.refresh.interval.ms": 30_000,
     # A broker that comes back is found within 2 s instead of 10.
     "reconnect.backoff.max.ms": 2_000,
+    # How old the lag in Consumer.health() may be; 0, librdkafka's default, would leave it unknown.
+    "statistics.interval.ms": 5_000,
 }
 
 FIXED: dict[str, tuple[Any, str]] = {
@@ -38,6 +40,7 @@ REFUSED: dict[str, str] = {
     "auto.commit.enable": "offsets live in your database, in the transaction of the results",
     "on_commit": "offsets in Kafka are a copy for lag tools only",
     "error_cb": "the client's errors are in Consumer.health() and the log",
+    "stats_cb": "the client's statistics are at hook point consumer.statistics (outbox.hooks)",
     "logger": "the client logs to outbox.consumer.kafka; configure that logger",
 }
 
@@ -65,6 +68,7 @@ def consumer_properties(given: Mapping[str, Any], group: str) -> dict[str, Any]:
                 f"kafka[{name!r}]={given[name]!r} is refused: {reason}. Leave it out (it is {value!r})"
             )
     _check_servers(given)
+    _check_protocol(given)
     defaults = dict(DEFAULTS)
     if _plain(given.get("group.protocol", "classic")) == "consumer":
         del defaults["partition.assignment.strategy"]
@@ -78,6 +82,13 @@ def consumer_properties(given: Mapping[str, Any], group: str) -> dict[str, Any]:
     }
 
 
+def member_properties(properties: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """Those of the `number`-th member of a process: a static one has a `group.instance.id` of its own."""
+    if "group.instance.id" not in properties:
+        return dict(properties)
+    return {**properties, "group.instance.id": f"{properties['group.instance.id']}-{number}"}
+
+
 def admin_properties(properties: Mapping[str, Any]) -> dict[str, Any]:
     """The connection part of `properties`, for a client that only asks questions."""
     return {name: value for name, value in properties.items() if name == "logger" or _SHARED.fullmatch(name)}
@@ -88,6 +99,30 @@ def is_incremental(properties: Mapping[str, Any]) -> bool:
     if _plain(properties.get("group.protocol", "classic")) == "consumer":
         return True
     return "cooperative" in _plain(properties["partition.assignment.strategy"])
+
+
+_OF_BROKERS = ("session.timeout.ms", "heartbeat.interval.ms", "partition.assignment.strategy")
+"""What the brokers decide under KIP-848."""
+
+
+def _check_protocol(given: Mapping[str, Any]) -> None:
+    """What librdkafka would refuse too, or never do, with the way that there is."""
+    if _plain(given.get("group.protocol", "classic")) == "consumer":
+        unfit = [name for name in _OF_BROKERS if name in given]
+        if unfit:
+            raise ConfigurationError(
+                f"kafka[{unfit[0]!r}] is the brokers' to say with group.protocol=consumer; leave it out "
+                "(brokers: group.consumer.session.timeout.ms, group.consumer.heartbeat.interval.ms; "
+                "client: group.remote.assignor)"
+            )
+        return
+    strategies = _plain(given.get("partition.assignment.strategy", "cooperative-sticky")).split(",")
+    if len({"cooperative" in strategy for strategy in strategies}) > 1:
+        raise ConfigurationError(
+            f"kafka['partition.assignment.strategy']={given['partition.assignment.strategy']!r} mixes eager "
+            "and cooperative, which librdkafka cannot do. To change while running, give all members "
+            "group.protocol=consumer first (Kafka 4), then the other strategy; or stop them all for a moment"
+        )
 
 
 def _check_servers(given: Mapping[str, Any]) -> None:

@@ -49,6 +49,8 @@ class Settings:
     identity_check: how often the topics' ids are compared with those the offsets belong to while reading;
         they are also compared whenever a partition is taken over or repositioned.
     mirror: how often offsets are copied to Kafka for lag tools. Nothing ever reads them back.
+    stuck_after: how long a partition may have records to apply and apply none before it is reported as
+        stuck.
     wait_for_topics: how long a topic may be missing at the start before that is an error.
     """
 
@@ -66,6 +68,7 @@ class Settings:
     idle_timeout: timedelta = timedelta(seconds=60)
     identity_check: timedelta = timedelta(seconds=5)
     mirror: timedelta = timedelta(seconds=1)
+    stuck_after: timedelta = timedelta(seconds=60)
     wait_for_topics: timedelta = timedelta(seconds=10)
 
     def __post_init__(self) -> None:

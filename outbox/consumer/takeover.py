@@ -1,26 +1,22 @@
 """Claim the partitions that Kafka gave us; what cannot be claimed now is claimed later, at no wrong place."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from confluent_kafka import Consumer as KafkaConsumer
-from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka import KafkaException
 from sqlalchemy.exc import SQLAlchemyError
 
 from outbox.consumer import backoff
-from outbox.consumer.assignment import Assignment, describe
+from outbox.consumer.assignment import describe
+from outbox.consumer.beginning import Beginnings
 from outbox.consumer.claim import Claimer
 from outbox.consumer.identity import Identities, TopicIdentity, TopicMissing
 from outbox.consumer.notice import Notice
 from outbox.consumer.outcome import passes
 from outbox.consumer.partition import Partition
-from outbox.consumer.settings import Start
 from outbox.errors import GuardViolation, SchemaError
 
 log = logging.getLogger(__name__)
-
-TIMEOUT = 5.0
-"""Seconds a question to the brokers may take: short, it is asked between two polls."""
 
 
 class Takeover:
@@ -28,17 +24,13 @@ class Takeover:
 
     def __init__(
         self,
-        client: KafkaConsumer,
-        assignment: Assignment,
         claimer: Claimer,
         identities: Identities,
-        start: Start,
+        beginnings: Beginnings,
     ) -> None:
-        self._client = client
-        self._assignment = assignment
         self._claimer = claimer
         self._identities = identities
-        self._start = start
+        self._beginnings = beginnings
         self.notice = Notice()
 
     def claim(self, partitions: Sequence[Partition]) -> None:
@@ -82,18 +74,22 @@ class Takeover:
                 # The next would most likely meet the same; the poll loop must not stand still for each.
                 self._later(partitions[index:], f"the database cannot be claimed from: {_first_line(error)}")
                 return
+        self.settle(partitions)
+
+    def settle(self, partitions: Iterable[Partition]) -> None:
+        """Nothing is wrong any more once every partition has its claim."""
         if all(partition.claim is not None for partition in partitions):
             self.notice.over("claims succeed again")
 
     def _one(self, partition: Partition, identity: TopicIdentity) -> None:
-        def first_offset() -> int:
-            place = TopicPartition(partition.topic, partition.number)
-            bounds = self._client.get_watermark_offsets(place, timeout=TIMEOUT, cached=False)
-            if bounds is None:
-                raise KafkaException("no answer")
-            return bounds[0] if self._start == "earliest" else bounds[1]
-
-        partition.begin(self._claimer.claim(partition.topic, partition.number, identity, first_offset))
+        partition.begin(
+            self._claimer.claim(
+                partition.topic,
+                partition.number,
+                identity,
+                lambda: self._beginnings.write(partition.topic, partition.number, identity),
+            )
+        )
         log.info(
             "%s[%s]: claimed with epoch %s, reading from offset %s",
             partition.topic,

@@ -16,10 +16,10 @@ from confluent_kafka import Consumer as KafkaConsumer
 from confluent_kafka import KafkaException, TopicPartition
 
 from outbox.consumer.assignment import Assignment, describe
+from outbox.consumer.beginning import TIMEOUT
 from outbox.consumer.identity import Identities, TopicIdentity, TopicMissing
 from outbox.consumer.notice import Notice
 from outbox.consumer.partition import Partition
-from outbox.consumer.takeover import TIMEOUT
 
 log = logging.getLogger(__name__)
 

@@ -50,6 +50,7 @@ class Work:
         *,
         settings: Settings,
         batch_time: float,
+        by_hand: bool = False,
     ) -> None:
         self._assignment = assignment
         self._runner = runner
@@ -59,6 +60,7 @@ class Work:
         self._time = batch_time
         self._attempts = settings.attempts
         self._poison_policy = settings.poison
+        self._by_hand = by_hand
         self.applied = 0
 
     def run(self, partitions: Iterable[Partition]) -> int:
@@ -130,7 +132,7 @@ class Work:
         """Claim again what turned out to be somebody else's, or whose row is unknown."""
         for partition in partitions:
             if partition.fenced and partition.claim is not None:
-                self._leave(partition, "its row is not as we knew it", backoff.seconds(backoff.FENCED, 1))
+                self._leave(partition, "its row is not as we knew it", self._wait_for_owner(partition))
 
     def _overtaken(self, partition: Partition, batch: Batch) -> None:
         hooks.fire(
@@ -141,9 +143,20 @@ class Work:
             epoch=batch.claim.epoch,
             expected=batch.expected,
         )
-        # If Kafka took the partition from us, we hear so before the wait is over. If it did not, the other
-        # was a sleeper who claimed late, and without us nobody would go on.
-        self._leave(partition, "somebody else claimed it", backoff.seconds(backoff.FENCED, 1))
+        wait = self._wait_for_owner(partition)
+        self._leave(partition, f"somebody else claimed it; waiting {wait:.1f} s", wait)
+
+    def _wait_for_owner(self, partition: Partition) -> float:
+        """Seconds before it is claimed back from whoever claimed it."""
+        if not self._by_hand:
+            # If Kafka took the partition from us, we hear so before the wait is over. If it did not, the
+            # other was a sleeper who claimed late, and without us nobody would go on.
+            return backoff.seconds(backoff.FENCED, 1)
+        # No group says whose it is. Two who were given the same one take turns, ever more rarely; if the
+        # other dies, we go on.
+        partition.dispute()
+        log.error("%s[%s]: another process was given it too (partitions=); give it to one", *partition.key)
+        return backoff.seconds(backoff.DISPUTED, partition.disputes)
 
     def _leave(self, partition: Partition, reason: str, wait: float) -> None:
         log.warning("%s[%s]: %s; claiming it again", partition.topic, partition.number, reason)

@@ -3,12 +3,30 @@
 import importlib
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 from click.core import ParameterSource
 
 from outbox.consumer import Consumer
+from relay.consumer_pages import ConsumerPages
+from relay.health import Health
+
+
+def _places(
+    _context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]
+) -> list[tuple[str, int]] | None:
+    """`orders:0,1` → partitions 0 and 1 of orders."""
+    places = []
+    for value in values:
+        topic, _, numbers = value.rpartition(":")
+        for number in numbers.split(","):
+            if not topic or not number.isdecimal():
+                raise click.BadParameter(f"{value!r} is not TOPIC:N,N…, e.g. orders:0,1")
+            places.append((topic, int(number)))
+    return places or None
 
 
 @click.command(
@@ -26,9 +44,29 @@ from outbox.consumer import Consumer
     "Without it, what the consumer says.",
 )
 @click.option(
+    "--partitions",
+    multiple=True,
+    metavar="TOPIC:N,N…",
+    callback=_places,
+    help="Read exactly these partitions, instead of those that the group would give; repeatable.",
+)
+@click.option(
+    "--health-address",
+    envvar="OUTBOX_HEALTH_ADDRESS",
+    help="host:port of /healthz, /readyz and /metrics, off without it; a port alone binds loopback."
+    "  [env: OUTBOX_HEALTH_ADDRESS]",
+)
+@click.option(
     "--verbose", is_flag=True, help="Log every claim and revocation too, as --log-level INFO would."
 )
-def consume(target: str, threads: int, group_protocol: str | None, verbose: bool) -> None:
+def consume(
+    target: str,
+    threads: int,
+    group_protocol: str | None,
+    partitions: list[tuple[str, int]] | None,
+    health_address: str | None,
+    verbose: bool,
+) -> None:
     """Apply events with the handlers of CONSUMER, an outbox.consumer.Consumer in MODULE.
 
     MODULE is looked for as Python would, the current directory first. Ends with 0 when stopped as asked
@@ -40,7 +78,27 @@ def consume(target: str, threads: int, group_protocol: str | None, verbose: bool
         logging.getLogger("outbox").setLevel(logging.INFO)
     elif chosen in {None, ParameterSource.DEFAULT}:
         logging.getLogger("outbox").setLevel(logging.WARNING)
-    load(target).run(threads, kafka={"group.protocol": group_protocol} if group_protocol else None)
+    kafka = {"group.protocol": group_protocol} if group_protocol else None
+    consumer = load(target)
+    with _answering(health_address, consumer):
+        consumer.run(threads, kafka=kafka, partitions=partitions)
+
+
+@contextmanager
+def _answering(address: str | None, consumer: Consumer) -> Iterator[None]:
+    """Health and metrics over HTTP while inside, if there is an address. Raises ConfigurationError."""
+    if address is None:
+        yield
+        return
+    try:
+        server = Health(address, ConsumerPages(consumer.health))
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--health-address") from error
+    server.start()
+    try:
+        yield
+    finally:
+        server.close()
 
 
 def load(target: str) -> Consumer:

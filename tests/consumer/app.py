@@ -59,7 +59,8 @@ def main(task: dict[str, Any]) -> None:
         if random.random() < task.get("retry", 0):
             raise Retry("not now", after=timedelta(milliseconds=50))
 
-    consumer.run(task.get("threads", 1))
+    partitions = [(topic, number) for topic, number in task["partitions"]] if "partitions" in task else None
+    consumer.run(task.get("threads", 1), partitions=partitions)
 
 
 if __name__ == "__main__":

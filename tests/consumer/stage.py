@@ -21,10 +21,12 @@ ROOT = Path(__file__).parents[2]
 
 TABLE = """
 CREATE TABLE IF NOT EXISTS effect (
-    n bigint GENERATED ALWAYS AS IDENTITY, grp text, partition int, "offset" bigint, value text, pid int)
+    n bigint GENERATED ALWAYS AS IDENTITY, grp text, partition int, "offset" bigint, value text, pid int,
+    sent float, stored timestamptz DEFAULT clock_timestamp())
 """
 INSERT = text("""
-INSERT INTO effect (grp, partition, "offset", value, pid) VALUES (:grp, :partition, :offset, :value, :pid)
+INSERT INTO effect (grp, partition, "offset", value, pid, sent)
+VALUES (:grp, :partition, :offset, :value, :pid, :sent)
 """)
 
 PROTOCOLS: dict[str, dict[str, Any]] = {
@@ -113,17 +115,20 @@ class Stage:
         self.group = f"group.{topic}"
         self._sent: dict[int, int] = dict.fromkeys(range(partitions), 0)
         self._put: dict[int, int] = dict.fromkeys(range(partitions), 0)
+        self._connect()
+        if new:
+            with engine.begin() as connection:
+                connection.execute(text(TABLE))
+
+    def _connect(self) -> None:
         self._producer = Producer(
             {
-                "bootstrap.servers": bootstrap,
+                "bootstrap.servers": self.bootstrap,
                 "linger.ms": 1,
                 "enable.idempotence": True,
                 "message.timeout.ms": 0,  # without end: a record given up while brokers die would be no loss
             }
         )
-        if new:
-            with engine.begin() as connection:
-                connection.execute(text(TABLE))
 
     def send(
         self,
@@ -142,6 +147,13 @@ class Stage:
             self.put(f"{where}.{self._sent[where]}", partition=where, seq=seq)
         if flush:
             self.flush()
+
+    def grow(self, partitions: int) -> None:
+        """The topic has so many now."""
+        for partition in range(self.partitions, partitions):
+            self._sent[partition] = self._put[partition] = 0
+        self.partitions = partitions
+        self._connect()  # who knew the topic before would not know of them for minutes
 
     def repeat(self, partition: int, count: int, *, flush: bool = True) -> int:
         """What a relay does that slept, or died unconfirmed: the last records once more, byte for byte."""
@@ -173,7 +185,7 @@ class Stage:
             headers.append(("type", type_.encode()))
         if seq is not None:
             headers.append(("outbox-seq", seq.encode()))
-        self._put[partition] += 1
+        self._put[partition] += topic is None
         self._producer.poll(0)  # records count as queued until their reports are taken
         self._producer.produce(topic or self.topic, value, key, partition=partition, headers=headers)
 
@@ -214,6 +226,7 @@ class Stage:
                 "offset": record.offset,
                 "value": (record.value or b"").decode(),
                 "pid": pid,
+                "sent": None if record.timestamp is None else record.timestamp.timestamp(),
             },
         )
 
@@ -292,13 +305,15 @@ class Stage:
 
 
 @contextmanager
-def running(consumer: Consumer, threads: int = 1) -> Iterator[Consumer]:
+def running(
+    consumer: Consumer, threads: int = 1, partitions: list[tuple[str, int]] | None = None
+) -> Iterator[Consumer]:
     """The consumer at work while inside; what ended it too early is raised."""
     failures: list[BaseException] = []
 
     def work() -> None:
         try:
-            consumer.run(threads)
+            consumer.run(threads, partitions=partitions)
         except BaseException as error:
             failures.append(error)
 

@@ -60,7 +60,6 @@ def test_properties_that_break_a_guarantee_are_refused_with_the_reason(
         ({"no.such.property": "1"}, "no.such.property"),
         ({"fetch.min.bytes": "many"}, "fetch.min.bytes"),
         ({"partition.assignment.strategy": "best"}, "best"),
-        ({"group.protocol": "consumer", "session.timeout.ms": 6000}, "session.timeout.ms"),
     ],
 )
 def test_properties_that_the_client_does_not_know_are_named_before_any_server_is_asked(

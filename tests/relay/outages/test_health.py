@@ -17,7 +17,7 @@ from outbox.testing.servers import KafkaBroker, ServerUnavailable
 from relay import backlog, health, metrics
 from relay.backlog import ShardBacklog
 from relay.config import RelayConfig
-from relay.health import Health
+from relay.health import Health, Pages
 from relay.metrics import Observed
 from tests.relay.conftest import StartRelay
 from tests.relay.scene import Scene, until
@@ -41,7 +41,7 @@ def serve() -> Iterator[Callable[..., Get]]:
     running: list[Health] = []
 
     def one(*databases: Observed) -> Get:
-        running.append(Health("0", lambda: databases))
+        running.append(Health("0", Pages(lambda: databases)))
         running[-1].start()
         return getter(running[-1].port)
 
@@ -109,7 +109,7 @@ def test_nothing_else_is_to_be_had(serve: Callable[..., Get]) -> None:
 
 
 def test_a_client_that_says_nothing_keeps_nobody_waiting(serve: Callable[..., Get]) -> None:
-    server = Health("127.0.0.1:0", lambda: [observed()])
+    server = Health("127.0.0.1:0", Pages(lambda: [observed()]))
     server.start()
     with closing(server):
         silent = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(20)]
@@ -128,7 +128,7 @@ def test_a_port_alone_binds_loopback_and_nothing_is_bound_unasked() -> None:
         RelayConfig.load(**settings, health_address="here")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         with pytest.raises(ConfigurationError, match="OUTBOX_HEALTH_ADDRESS"):
-            Health(str(taken.getsockname()[1]), lambda: [observed()])
+            Health(str(taken.getsockname()[1]), Pages(lambda: [observed()]))
 
 
 @pytest.fixture

@@ -1,0 +1,58 @@
+"""What the consumer's page shows runs as it stands there."""
+
+import re
+import threading
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session, sessionmaker
+
+from outbox.consumer import Consumer, Record
+from outbox.testing.servers import KafkaServer
+
+PAGE = Path(__file__).parents[2] / "docs" / "consumer.md"
+
+TEXT = PAGE.read_text()
+
+BLOCKS = [
+    (re.findall(r"^#+ (.+)$", TEXT[: block.start()], re.MULTILINE)[-1], block.group(1))
+    for block in re.finditer(r"```python\n(.*?)```", TEXT, re.DOTALL)
+]
+
+
+class Brief(Consumer):
+    """Runs until it is well."""
+
+    def run(self, *args: Any, **kwargs: Any) -> None:
+        over = threading.Event()
+
+        def end() -> None:
+            while not (self.health().ok or over.wait(0.05)):
+                pass
+            self.stop()
+
+        watcher = threading.Thread(target=end)
+        watcher.start()
+        try:
+            super().run(*args, **kwargs)
+        finally:
+            over.set()
+            watcher.join()
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)), ids=[title for title, _ in BLOCKS])
+def test_each_block_runs(engine: Engine, kafka: KafkaServer, number: int) -> None:
+    for name in ("orders", "orders.eu"):
+        kafka.create_topic(name, partitions=2)
+    shown: dict[str, Any] = {
+        "Consumer": Brief,
+        "Record": Record,
+        "Session": Session,
+        "kafka_address": kafka.bootstrap,
+        "sessions": sessionmaker(engine),
+        "timedelta": timedelta,
+    }
+    exec(compile(BLOCKS[number][1], str(PAGE), "exec"), shown)
