@@ -10,7 +10,9 @@ one transaction into another.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from uuid import UUID
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -32,20 +34,24 @@ class Pending:
     __slots__ = ("_log", "unawaited", "written")
 
     def __init__(self) -> None:
-        self._log: list[tuple[Row | UUID, tuple[str, ...]]] = []
+        self._log: list[tuple[Row | UUID, tuple[str, ...], int]] = []
         self.unawaited: Unawaited = {}
         self.written = False
 
     def add(self, row: Row, savepoints: tuple[str, ...] = ()) -> None:
-        self._log.append((row, savepoints))
+        self._log.append((row, savepoints, _place.get()))
 
     def cancel(self, event_id: UUID, savepoints: tuple[str, ...] = ()) -> None:
         """What was scheduled under this id, by this transaction or an earlier one, will not leave."""
-        self._log.append((event_id, savepoints))
+        self._log.append((event_id, savepoints, _place.get()))
+
+    def arrange(self) -> None:
+        """Bring what was done at several places at a time into their order."""
+        self._log.sort(key=lambda entry: entry[2])
 
     def roll_back_to(self, savepoint: str) -> None:
         """Forget what was done inside `savepoint`, also in savepoints within it."""
-        self._log = [(done, within) for done, within in self._log if savepoint not in within]
+        self._log = [entry for entry in self._log if savepoint not in entry[1]]
 
     def drop(self) -> None:
         """The transaction was rolled back."""
@@ -56,7 +62,7 @@ class Pending:
     def rows(self) -> list[Row]:
         """What is written, or would be if the transaction committed now."""
         kept: list[Row] = []
-        for done, _ in self._log:
+        for done, *_ in self._log:
             if isinstance(done, UUID):
                 kept = [row for row in kept if row.due is None or row.id != done]
             else:
@@ -66,7 +72,20 @@ class Pending:
     @property
     def cancelled(self) -> set[UUID]:
         """Ids that this transaction took back."""
-        return {done for done, _ in self._log if isinstance(done, UUID)}
+        return {done for done, *_ in self._log if isinstance(done, UUID)}
+
+
+_place: ContextVar[int] = ContextVar("outbox.place", default=0)
+
+
+@contextmanager
+def place(number: int) -> Iterator[None]:
+    """What is emitted inside, in this thread or task, is the `number`-th part of its transaction."""
+    token = _place.set(number)
+    try:
+        yield
+    finally:
+        _place.reset(token)
 
 
 _pending: WeakKeyDictionary[RootTransaction, Pending] = WeakKeyDictionary()
@@ -119,7 +138,10 @@ def _open(connection: Connection, transaction: RootTransaction) -> Pending:
             'of its own; leave isolation_level="AUTOCOMMIT" away for this engine or connection'
         )
     _listen(connection.engine)
-    pending = _pending[transaction] = Pending()
+    with _lock:
+        if (pending := _pending.get(transaction)) is not None:
+            return pending  # of several threads that share the transaction another one was first
+        pending = _pending[transaction] = Pending()
     hooks.fire("outbox.opened", pending=pending)
     return pending
 

@@ -1,4 +1,9 @@
-"""Kafka → handlers → PostgreSQL, exactly once. The door of the consuming half."""
+"""Kafka → handlers → PostgreSQL, exactly once. The door of the consuming half.
+
+AsyncConsumer is loaded when it is first asked for: it needs greenlet, which SQLAlchemy 2.1 no longer brings.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 from outbox.consumer.consumer import Consumer
 from outbox.consumer.figures import ClientFigures
@@ -8,7 +13,11 @@ from outbox.consumer.record import Record
 from outbox.consumer.settings import Settings
 from outbox.consumer.state import State, StateHealth
 
+if TYPE_CHECKING:
+    from outbox.consumer.async_consumer import AsyncConsumer
+
 __all__ = [
+    "AsyncConsumer",
     "ClientFigures",
     "Consumer",
     "Health",
@@ -20,3 +29,11 @@ __all__ = [
     "StateHealth",
     "Status",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "AsyncConsumer":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from outbox.consumer.async_consumer import AsyncConsumer
+
+    return AsyncConsumer

@@ -21,7 +21,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session, sessionmaker
@@ -39,7 +39,12 @@ from outbox.consumer.stopping import Stop
 from outbox.errors import ConfigurationError
 from outbox.event import Event
 
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+
 F = TypeVar("F", bound=Callable[..., object])
+
+Shares = Sequence[Sequence[tuple[str, int]] | None]
 
 _DEFAULTS = Settings()
 
@@ -58,8 +63,9 @@ class Consumer:
         self,
         *,
         group: str,
-        sessions: sessionmaker[Session],
+        sessions: "sessionmaker[Session] | async_sessionmaker[AsyncSession]",
         kafka: Mapping[str, Any],
+        concurrency: int = _DEFAULTS.concurrency,
         batch_size: int = _DEFAULTS.batch_size,
         batch_bytes: int = _DEFAULTS.batch_bytes,
         batch_time: timedelta = _DEFAULTS.batch_time,
@@ -79,15 +85,16 @@ class Consumer:
     ) -> None:
         if not group:
             raise ConfigurationError("a consumer needs a group: it names its place in topics and database")
-        self._handlers = Handlers()
+        self._handlers = self._new_handlers()
         self._stop = Stop()
         self._members: list[Member] = []
         self._setup = Setup(
             group=group,
-            database=Database(_engine(sessions), sessions),
+            database=self._new_database(sessions, concurrency),
             handlers=self._handlers,
             properties=consumer_properties(kafka, group),
             settings=Settings(
+                concurrency=concurrency,
                 batch_size=batch_size,
                 batch_bytes=batch_bytes,
                 batch_time=batch_time,
@@ -194,21 +201,10 @@ class Consumer:
         batch under way is finished before it returns; a second signal does not wait for it.
         Raises OutboxError when it cannot work: bad settings, schema, rights or topics.
         """
-        if threads < 1:
-            raise ConfigurationError(f"threads is {threads}; it must be at least 1")
-        if not self.topics and not self.patterns:
-            raise ConfigurationError(
-                "this consumer has no handler; register one with @consumer.on(SomeEvent)"
-            )
-        setup = self._setup
-        if kafka:
-            setup = dataclasses.replace(
-                setup, properties=consumer_properties({**self._kafka, **kafka}, setup.group)
-            )
-        places = None if partitions is None else _places(partitions, self._handlers)
-        with _signals(self._stop), _settled_heap():
+        setup, shares = self._prepared(threads, kafka, partitions)
+        with signals(self._stop), _settled_heap():
             try:
-                self._consume(setup, _shares(places, threads))
+                self._consume(setup, shares)
             finally:
                 self._stop.clear()
 
@@ -220,7 +216,41 @@ class Consumer:
         """What its threads are doing at this moment. From any thread."""
         return Health(group=self.group, members=tuple(member.health() for member in tuple(self._members)))
 
-    def _consume(self, setup: Setup, shares: Sequence[Sequence[tuple[str, int]] | None]) -> None:
+    def _prepared(
+        self,
+        threads: int,
+        kafka: Mapping[str, Any] | None,
+        partitions: Iterable[tuple[str, int]] | None,
+    ) -> tuple[Setup, Shares]:
+        """What a run needs, and what each member reads by hand. Raises ConfigurationError."""
+        if threads < 1:
+            raise ConfigurationError(f"threads is {threads}; it must be at least 1")
+        if not self.topics and not self.patterns:
+            raise ConfigurationError(
+                "this consumer has no handler; register one with @consumer.on(SomeEvent)"
+            )
+        setup = self._setup
+        if kafka:
+            properties = consumer_properties({**self._kafka, **kafka}, self.group)
+            setup = dataclasses.replace(setup, properties=properties)
+        places = None if partitions is None else _places(partitions, self._handlers)
+        return setup, _shares(places, threads)
+
+    def _new_handlers(self) -> Handlers:
+        return Handlers()
+
+    def _new_database(self, sessions: object, lanes: int) -> Database:
+        given = getattr(sessions, "kw", None)
+        engine = given.get("bind") if isinstance(given, dict) else None
+        if not isinstance(engine, Engine):
+            raise ConfigurationError(
+                "sessions must be a sessionmaker bound to an engine: sessionmaker(engine); for an "
+                "async_sessionmaker there is AsyncConsumer"
+            )
+        check_engine(cast(dict[str, Any], given), engine)
+        return Database(engine, cast("sessionmaker[Session]", sessions), lanes)
+
+    def _consume(self, setup: Setup, shares: Shares) -> None:
         """shares: what each member reads by hand; None: what the group gives it."""
         client(setup, setup.properties).close()  # properties are refused before anybody waits for a server
         identities = setup.new_identities(admin_properties(setup.properties))
@@ -303,16 +333,14 @@ def _require_event_class(event: object) -> None:
         )
 
 
-def _engine(sessions: sessionmaker[Session]) -> Engine:
-    given = getattr(sessions, "kw", None)
-    engine = given.get("bind") if isinstance(given, dict) else None
-    if not isinstance(engine, Engine):
-        raise ConfigurationError("sessions must be a sessionmaker bound to an engine: sessionmaker(engine)")
-    if given is not None and given.get("binds"):
+def check_engine(given: Mapping[str, Any], engine: Engine) -> None:
+    """Can results and offset be stored together by what the maker of sessions was given? Raises
+    ConfigurationError."""
+    if given.get("binds"):
         raise ConfigurationError(
             "sessions binds several engines; results and offset must be stored by one: sessionmaker(engine)"
         )
-    if given is not None and given.get("twophase"):
+    if given.get("twophase"):
         raise ConfigurationError(
             "sessions uses two-phase commit, which one database does not need; leave twophase out"
         )
@@ -320,11 +348,10 @@ def _engine(sessions: sessionmaker[Session]) -> Engine:
         raise ConfigurationError(
             f"sessions is bound to {engine.dialect.name}; offsets are kept in PostgreSQL only"
         )
-    return engine
 
 
 @contextmanager
-def _signals(stop: Stop) -> Iterator[None]:
+def signals(stop: Stop) -> Iterator[None]:
     """SIGTERM and SIGINT set `stop`; a second one does what it did before. Only the main thread may."""
     if threading.current_thread() is not threading.main_thread():
         yield

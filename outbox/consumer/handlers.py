@@ -64,9 +64,10 @@ class Run:
 
 
 class Handlers:
-    """All handlers of one consumer, found by topic and type."""
+    """All handlers of one consumer, found by topic and type. awaited: they are coroutine functions."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, awaited: bool = False) -> None:
+        self._awaited = awaited
         self._routes: dict[str | re.Pattern[str], dict[bytes | None, Route]] = {}
         self._found: dict[str, Mapping[bytes | None, Route]] = {}
 
@@ -92,8 +93,15 @@ class Handlers:
             raise ConfigurationError(
                 f"{name} handles nothing; name events: @consumer.on(OrderPlaced), or topic="
             )
-        if inspect.iscoroutinefunction(function):
-            raise ConfigurationError(f"{name} is async; handlers of a Consumer are plain functions (def)")
+        if inspect.iscoroutinefunction(function) and not self._awaited:
+            raise ConfigurationError(
+                f"{name} is async; handlers of a Consumer are plain functions (def), those of an "
+                "AsyncConsumer are async"
+            )
+        if self._awaited and _is_plain(function):
+            raise ConfigurationError(
+                f"{name} is a plain function; handlers of an AsyncConsumer are async def"
+            )
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise ConfigurationError(f"{name} contains `yield`, so calling it would run nothing of it")
         handler = Handler(
@@ -188,6 +196,7 @@ def apply(session: Session, runs: Iterable[Run], turn: Callable[[], bool]) -> Po
     """Call the handlers in the records' order; a bulk handler gets a run at once.
 
     turn: asked before each call. Returns the record before which it said no, None if all were handled.
+    A handler finds a transaction begun, so that it may emit before anything else.
     """
     for run in runs:
         handler = run.route.handler
@@ -195,6 +204,8 @@ def apply(session: Session, runs: Iterable[Run], turn: Callable[[], bool]) -> Po
         if handler.bulk:
             if not turn():
                 return run.messages[0]
+            if not session.in_transaction():
+                session.begin()
             if handler.wants_record:
                 result = handler.function(session, events, [record_of(message) for message in run.messages])
             else:
@@ -205,6 +216,8 @@ def apply(session: Session, runs: Iterable[Run], turn: Callable[[], bool]) -> Po
         for event, message in zip(events, run.messages, strict=True):
             if not turn():
                 return message
+            if not session.in_transaction():
+                session.begin()
             if handler.wants_record:
                 result = handler.function(session, event, record_of(message))
             else:
@@ -212,6 +225,12 @@ def apply(session: Session, runs: Iterable[Run], turn: Callable[[], bool]) -> Po
             if result is not None:
                 _refuse_unrun(handler, result)
     return None
+
+
+def _is_plain(function: Function) -> bool:
+    """A function that returns no coroutine, unless a decorator round an `async def` does."""
+    inner = inspect.unwrap(function)
+    return inspect.isfunction(inner) and not any(map(inspect.iscoroutinefunction, (function, inner)))
 
 
 def _refuse_unrun(handler: Handler, result: object) -> None:

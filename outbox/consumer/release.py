@@ -11,7 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from outbox import hooks
-from outbox.consumer.database import Database
+from outbox.consumer.database import Database, LoopEnded
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class Release:
         while not self._done.wait(self._patience / LOOKS):
             try:
                 self._database.transact(self._look)
-            except SQLAlchemyError as error:
+            except (SQLAlchemyError, LoopEnded) as error:
                 log.warning("cannot find out who holds %s: %s", self._facts, error)
 
     def _look(self) -> None:

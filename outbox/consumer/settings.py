@@ -18,6 +18,9 @@ Poison = Literal["park", "stop"]
 class Settings:
     """Every choice beside the group, the database and librdkafka's own properties.
 
+    concurrency: how many handlers may run at a time in one transaction, each key's records in order. For
+        handlers that wait for something else than the database: their statements take turns. Needs no more
+        connections; savepoints are refused.
     batch_size: records applied in one transaction at most. More is faster and repeats more work after a
         failure.
     batch_bytes: values and headers applied in one transaction at most, in bytes; a single larger record still
@@ -54,6 +57,7 @@ class Settings:
     wait_for_topics: how long a topic may be missing at the start before that is an error.
     """
 
+    concurrency: int = 1
     batch_size: int = 500
     batch_bytes: int = 4 * 1024 * 1024
     batch_time: timedelta = timedelta(seconds=30)
@@ -72,7 +76,7 @@ class Settings:
     wait_for_topics: timedelta = timedelta(seconds=10)
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "batch_bytes", "attempts", "max_parked"):
+        for name in ("concurrency", "batch_size", "batch_bytes", "attempts", "max_parked"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ConfigurationError(f"{name} is {value!r}; it must be an integer from 1 on")

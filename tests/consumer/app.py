@@ -43,7 +43,9 @@ def main(task: dict[str, Any]) -> None:
         hooks.subscribe(watch)
     url = make_url(task["url"]).set(drivername="postgresql+psycopg")
     engine = create_engine(url, pool_pre_ping=False, connect_args={"connect_timeout": 5})
-    stage = Stage(engine, task["url"], task["bootstrap"], task["topic"], 0, new=False)
+    stage = Stage(
+        engine, task["url"], task["bootstrap"], task["topic"], 0, new=False, kind=task.get("kind", "plain")
+    )
     settings = task.get("settings", {})
     if "limit" in task:
         settings["handler_limit"] = timedelta(seconds=task["limit"])

@@ -18,10 +18,16 @@ class StageFactory(Protocol):
 
 
 @pytest.fixture
-def build(engine: Engine, database: str, kafka: KafkaServer, topic: TopicFactory) -> StageFactory:
+def kind(request: pytest.FixtureRequest) -> str:
+    """How handlers are called: plainly, unless a test asks for "async", "lanes" or "async lanes"."""
+    return str(getattr(request, "param", "plain"))
+
+
+@pytest.fixture
+def build(engine: Engine, database: str, kafka: KafkaServer, topic: TopicFactory, kind: str) -> StageFactory:
     def stage(partitions: int = 3) -> Stage:
         name = topic("things", partitions=partitions)
-        return Stage(engine, database, kafka.bootstrap, name, partitions)
+        return Stage(engine, database, kafka.bootstrap, name, partitions, kind=kind)
 
     return stage
 

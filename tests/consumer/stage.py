@@ -7,15 +7,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from confluent_kafka import Producer
 from sqlalchemy import Engine, Row, text
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 
 from outbox import hooks
-from outbox.consumer import Consumer, Record
+from outbox.consumer import AsyncConsumer, Consumer, Record
+
+F = TypeVar("F", bound=Callable[..., object])
 
 ROOT = Path(__file__).parents[2]
 
@@ -101,11 +105,36 @@ def witness() -> Iterator[Witness]:
         unsubscribe()
 
 
+class Awaiting(AsyncConsumer):
+    """An AsyncConsumer for the tests that Consumer has to pass too: it awaits their handlers."""
+
+    def on(self, *events: Any, **options: Any) -> Callable[[F], F]:
+        register = super().on(*events, **options)
+
+        def wrap(function: F) -> F:
+            @wraps(function)
+            async def call(session: AsyncSession, *rest: Any) -> object:
+                return await session.run_sync(function, *rest)
+
+            register(call)
+            return function
+
+        return wrap
+
+
 class Stage:
-    """One topic and one database; `group` names the consumers' group."""
+    """One topic and one database; `group` names the consumers' group. kind: how they call handlers."""
 
     def __init__(
-        self, engine: Engine, url: str, bootstrap: str, topic: str, partitions: int, *, new: bool = True
+        self,
+        engine: Engine,
+        url: str,
+        bootstrap: str,
+        topic: str,
+        partitions: int,
+        *,
+        new: bool = True,
+        kind: str = "plain",
     ) -> None:
         self.engine = engine
         self.url = url
@@ -113,6 +142,8 @@ class Stage:
         self.topic = topic
         self.partitions = partitions
         self.group = f"group.{topic}"
+        self.kind = kind
+        self.awaited = "async" in kind
         self._sent: dict[int, int] = dict.fromkeys(range(partitions), 0)
         self._put: dict[int, int] = dict.fromkeys(range(partitions), 0)
         self._connect()
@@ -202,8 +233,12 @@ class Stage:
         }
         if properties.get("group.protocol") == "consumer":
             del properties["session.timeout.ms"], properties["heartbeat.interval.ms"]
-        sessions = settings.pop("sessions", None) or sessionmaker(self.engine)
+        settings.setdefault("concurrency", 3 if "lanes" in self.kind else 1)
         group = settings.pop("group", self.group)
+        if self.awaited:
+            engine = create_async_engine(self.engine.url)
+            return Awaiting(group=group, sessions=async_sessionmaker(engine), kafka=properties, **settings)
+        sessions = settings.pop("sessions", None) or sessionmaker(self.engine)
         return Consumer(group=group, sessions=sessions, kafka=properties, **settings)
 
     def recorder(self, kafka: dict[str, Any] | None = None, **settings: Any) -> Consumer:
@@ -297,6 +332,7 @@ class Stage:
             "bootstrap": self.bootstrap,
             "group": self.group,
             "topic": self.topic,
+            "kind": self.kind,
             **orders,
         }
         return subprocess.Popen(

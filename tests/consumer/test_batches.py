@@ -5,6 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 from outbox import ConfigurationError, Reject
@@ -172,6 +173,53 @@ def test_slow_handlers_do_not_cost_the_membership(stage: Stage, seen: Witness) -
     assert stage.faults() == []
     assert seen.all("consumer.fenced") == []
     assert len(seen.all("consumer.assigned")) == 1
+
+
+def test_a_record_that_fails_splits_its_list_and_touches_no_other_partition(
+    stage: Stage, seen: Witness
+) -> None:
+    consumer = stage.consumer(attempts=1)
+    lists: dict[int, list[int]] = {0: [], 1: [], 2: []}
+
+    @consumer.on(topic=stage.topic, batch=True)
+    def store(session: Session, values: list[bytes], found: list[Record]) -> None:
+        lists[found[0].partition].append(len(values))
+        for record in found:
+            stage.store(session, record)
+        if b"1.5" in values:
+            raise ValueError("1.5")
+
+    for partition in range(3):
+        for n in range(1, 11):
+            stage.put(f"{partition}.{n}", partition=partition, key=f"k{n}")
+    stage.flush()
+    with running(consumer):
+        seen.wait("consumer.parked")
+        eventually(lambda: all(stage.offset(partition) == 10 for partition in range(3)))
+    assert stage.effects(1) == [f"1.{n}" for n in range(1, 11) if n != 5]
+    for partition in (0, 2):
+        assert stage.effects(partition) == [f"{partition}.{n}" for n in range(1, 11)]
+    assert {f["partition"] for f in seen.all("consumer.parked")} == {1}
+
+
+def test_offset_and_marks_are_changed_by_one_statement(build: StageFactory, seen: Witness) -> None:
+    stage = build(partitions=1)
+    changes: list[str] = []
+
+    def note(_c: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        by_the_way = "owner_epoch + 1" in statement or "SET inbox" in statement
+        if "UPDATE consumer_offset" in statement and not by_the_way:
+            changes.append(statement)
+
+    event.listen(stage.engine, "before_cursor_execute", note)
+    try:
+        with running(stage.recorder()):
+            stage.send(20)
+            stage.wait()
+    finally:
+        event.remove(stage.engine, "before_cursor_execute", note)
+    assert len(changes) == len(seen.all("consumer.batch.committed"))
+    assert all("next_offset = " in change and "sources = " in change for change in changes)
 
 
 @pytest.mark.parametrize(

@@ -76,3 +76,21 @@ def test_a_fenced_batch_emits_nothing(build: StageFactory, seen: Witness) -> Non
         eventually(lambda: stage.offset() == 10)
     assert seen.all("consumer.fenced")
     assert answers(stage) == [str(id_) for id_ in ids]
+
+
+def test_a_handler_may_emit_and_do_nothing_else(build: StageFactory) -> None:
+    """Also behind one that ended its session's transaction by a commit."""
+    stage = build(partitions=1)
+    ids = ask(stage, 6)
+    consumer = stage.consumer(attempts=1)
+    outbox = Outbox(sessionmaker(stage.engine))
+
+    @consumer.on(Asked, topic=stage.topic)
+    def answer(session: Session, event: Asked, record: Record) -> None:
+        outbox.emit(session, Answered(id=event.id))
+        if record.offset == 2:
+            session.commit()
+
+    with running(consumer):
+        eventually(lambda: stage.offset() == 6)
+    assert answers(stage) == [str(id_) for id_ in ids]

@@ -51,12 +51,14 @@ def own_postgres() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture
-def own_stage(own_postgres: PostgresServer, kafka: KafkaServer, topic: TopicFactory) -> Iterator[Stage]:
+def own_stage(
+    own_postgres: PostgresServer, kafka: KafkaServer, topic: TopicFactory, kind: str
+) -> Iterator[Stage]:
     url = own_postgres.database("own")
     engine = create_engine(url)
     with engine.begin() as connection:
         ddl.apply(connection)
-    yield Stage(engine, url, kafka.bootstrap, topic("things", partitions=1), 1)
+    yield Stage(engine, url, kafka.bootstrap, topic("things", partitions=1), 1, kind=kind)
     engine.dispose()
 
 

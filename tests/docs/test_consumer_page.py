@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 
-from outbox.consumer import Consumer, Record
+from outbox.consumer import AsyncConsumer, Consumer, Record
 from outbox.testing.servers import KafkaServer
 
 PAGE = Path(__file__).parents[2] / "docs" / "consumer.md"
@@ -48,6 +49,9 @@ def test_each_block_runs(engine: Engine, kafka: KafkaServer, number: int) -> Non
     for name in ("orders", "orders.eu"):
         kafka.create_topic(name, partitions=2)
     shown: dict[str, Any] = {
+        "AsyncConsumer": AsyncConsumer,
+        "AsyncSession": AsyncSession,
+        "async_sessions": async_sessionmaker(create_async_engine(engine.url)),
         "Consumer": Brief,
         "Record": Record,
         "Session": Session,

@@ -16,6 +16,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=600.0, help="for each protocol (default 600)")
     parser.add_argument("--protocols", default=",".join(PROTOCOLS), help="with commas between them")
     parser.add_argument("--processes", type=int, default=6, help="members' processes, of two threads each")
+    parser.add_argument("--kind", default="plain", help='of handlers: plain, async, lanes or "async lanes"')
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     arguments = parser.parse_args()
     protocols = arguments.protocols.split(",")
@@ -24,7 +25,7 @@ def main() -> int:
     wrong = False
     with servers() as stand:
         for protocol in protocols:
-            campaign = Campaign(stand, protocol, arguments.seed, arguments.processes)
+            campaign = Campaign(stand, protocol, arguments.seed, arguments.processes, kind=arguments.kind)
             verdict = campaign.run(arguments.seconds)
             wrong |= bool(verdict.faults)
             sys.stdout.write(f"{verdict}\n")
