@@ -5,7 +5,9 @@ Hook points fired in this thread: `consumer.assigned`, `consumer.revoked` (lost:
 `consumer.retrying`, `consumer.parked`, `consumer.released`, `consumer.failed_again`, `consumer.discarded`,
 `consumer.stopped`, `consumer.rebuilt`, `consumer.client_error` (what the Kafka client tells of),
 `consumer.statistics` (its own, as a mapping), `consumer.inbox_seen`, `consumer.inbox_swept`,
-`consumer.inbox_held`; `consumer.blocker_terminated` in a helper thread.
+`consumer.inbox_held`; `consumer.blocker_terminated` in a helper thread. An AsyncConsumer fires those of
+transactions (`consumer.batch.*`, `consumer.parked`, `consumer.released`, …) on its event loop, which they
+must not block.
 """
 
 import logging

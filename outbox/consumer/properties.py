@@ -12,8 +12,9 @@ DEFAULTS: dict[str, Any] = {
     "partition.assignment.strategy": "cooperative-sticky",
     # The default of 1,000 ms stalls a consumer whenever its queue was full once.
     "fetch.queue.backoff.ms": 5,
-    # What is read ahead in memory, per member; 64 MB by default.
-    "queued.max.messages.kbytes": 16_384,
+    # What is read ahead in memory, per member; 64 MB by default. Over a backlog of 1 kB records in 24
+    # partitions a process of 76 MB grows to 130 with 16 MB, to 100 with 4, to 87 with 1, and is not slower.
+    "queued.max.messages.kbytes": 1_024,
     # A new partition or a deleted topic is noticed after this long; 5 minutes by default.
     "topic.metadata.refresh.interval.ms": 30_000,
     # A broker that comes back is found within 2 s instead of 10.
