@@ -16,26 +16,13 @@ from outbox.consumer.claim import Claim
 from outbox.consumer.handlers import Run
 from outbox.consumer.record import Polled
 
-# Promise: of these ids, which stand at a lower offset of their partition; the others are there from now on.
-# In the transaction that moves the offset, so that an id is known if and only if its record is done with; one
-# statement for all of a transaction's records. Served by the primary key of each leaf: LIMIT keeps the
-# planner from joining whole leaves.
+# Promise: which of these ids stand at a lower offset of their partition; the others are there from now on. In
+# the transaction that moves the offset, so that an id is known if and only if its record is done with; one
+# statement for all of a transaction's records. Served by the primary key of each leaf.
 ADMIT = text("""
-WITH judged AS MATERIALIZED (
-    SELECT g.topic, g.partition, g.event_id, g.record_offset, earlier.found IS NOT NULL AS again
-    FROM unnest(CAST(:topics AS text[]), CAST(:partitions AS integer[]), CAST(:ids AS text[]),
-        CAST(:offsets AS bigint[])) AS g (topic, partition, event_id, record_offset)
-    LEFT JOIN LATERAL (
-        SELECT true AS found FROM consumer_inbox i
-        WHERE i.event_id = g.event_id AND i.grp = :grp AND i.topic = g.topic AND i.partition = g.partition
-          AND i.record_offset < g.record_offset
-        LIMIT 1) earlier ON true
-), added AS (
-    INSERT INTO consumer_inbox (grp, topic, partition, event_id, record_offset)
-    SELECT :grp, topic, partition, event_id, record_offset FROM judged WHERE NOT again
-    ON CONFLICT DO NOTHING
-)
-SELECT topic, partition, record_offset FROM judged WHERE again
+SELECT topic, partition, record_offset
+FROM consumer_inbox_admit(:grp, CAST(:topics AS text[]), CAST(:partitions AS integer[]),
+    CAST(:ids AS text[]), CAST(:offsets AS bigint[]))
 """)
 
 # Promise: no leaf is emptied that this partition may need, from before its first id is stored. Served by the

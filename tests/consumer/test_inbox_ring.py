@@ -289,7 +289,7 @@ def test_a_group_that_stopped_keeps_its_ids_and_another_group_says_so(stage: Sta
         eventually(lambda: count(stage) == 2)
         assert not any("nobody has read" in text for m in other.health().members for text in m.trouble)
         with running(deduping(stage, dedupe_window=HOUR)):
-            seen.wait("consumer.inbox_swept")
+            seen.wait("consumer.inbox_swept", within=180)
     assert count(stage) == 1
 
 

@@ -8,6 +8,8 @@ from sqlalchemy import Connection, Engine, Row, TextClause, text
 
 from outbox.consumer.batch import ADVANCE
 from outbox.consumer.claim import CLAIM
+from outbox.consumer.inbox import ADMIT
+from outbox.storage import ring
 from tests.consumer.stage import eventually
 
 FILL = text("""
@@ -39,6 +41,42 @@ def test_a_row_is_found_by_its_primary_key(engine: Engine, name: str, statistics
         found = plan(connection, STATEMENTS[name], {**KEY, **PARAMETERS[name]})
     assert "consumer_offset_pkey" in found
     assert "Seq Scan" not in found
+
+
+FILL_INBOX = text("""
+INSERT INTO consumer_inbox (grp, topic, partition, event_id, record_offset, slot)
+SELECT 'g' || n % 3, 't' || n % 5, n % 7, gen_random_uuid()::text, n, n % 3 FROM generate_series(1, 30000) n
+""")
+
+
+SCANS = text("""
+SELECT sum(seq_scan), sum(idx_scan) FROM pg_stat_xact_user_tables WHERE relname ~ '^consumer_inbox_'
+""")
+
+
+@pytest.mark.parametrize("statistics", ["fresh", "none", "of empty leaves"])
+def test_ids_are_found_by_the_primary_key_of_each_leaf(engine: Engine, statistics: str) -> None:
+    """Also by the plan that is kept from when the leaves were empty."""
+    given = {
+        "grp": "g1",
+        "topics": ["t1"] * 500,
+        "partitions": [1] * 500,
+        "ids": [f"id {n}" for n in range(500)],
+        "offsets": list(range(500)),
+    }
+    with engine.connect() as connection:
+        if statistics == "of empty leaves":
+            connection.execute(text("ANALYZE consumer_inbox"))
+            for _ in range(7):
+                connection.execute(ADMIT, given | {"ids": [], "topics": [], "partitions": [], "offsets": []})
+        connection.execute(FILL_INBOX)
+        if statistics == "fresh":
+            connection.execute(text("ANALYZE consumer_inbox"))
+        before = connection.execute(SCANS).one()
+        assert connection.execute(ADMIT, given).all() == []
+        after = connection.execute(SCANS).one()
+    assert after[0] == before[0]
+    assert after[1] - before[1] >= 500 * ring.INBOX_LEAVES
 
 
 TOUCHED = text("SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'consumer_offset'")

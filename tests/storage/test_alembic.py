@@ -37,9 +37,9 @@ revision = "a1"
 down_revision = None
 def upgrade() -> None:
     op.create_table("customers", sa.Column("id", sa.Integer, primary_key=True))
-    ddl.upgrade(to=7)
+    ddl.upgrade(to=8)
 def downgrade() -> None:
-    ddl.downgrade(to=0, since=7)
+    ddl.downgrade(to=0, since=8)
     op.drop_table("customers")
 """
 
