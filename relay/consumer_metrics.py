@@ -8,7 +8,12 @@ from relay.metrics import Family, exposition
 
 def page(health: Health) -> str:
     """All members of a consumer on one page."""
-    return exposition([*_of_members(health), *_of_partitions(health)])
+    return exposition(families(health))
+
+
+def families(health: Health) -> list[Family]:
+    """What is measured, with its meaning."""
+    return [*_of_members(health), *_of_partitions(health)]
 
 
 def _of_members(health: Health) -> Iterable[Family]:

@@ -44,9 +44,10 @@ def test_partitions_given_by_hand_are_read_and_no_others(
     assert seen.all("consumer.assigned") == []
 
 
-def test_lag_tools_see_partitions_given_by_hand(stage: Stage) -> None:
+@pytest.mark.parametrize("protocol", HANDED)
+def test_lag_tools_see_partitions_given_by_hand(stage: Stage, protocol: str) -> None:
     stage.send(9, partition=0)
-    with running(stage.recorder(), partitions=[(stage.topic, 0)]):
+    with running(stage.recorder(PROTOCOLS[protocol]), partitions=[(stage.topic, 0)]):
         stage.wait()
         plain = Plain({"bootstrap.servers": stage.bootstrap, "group.id": stage.group})
         eventually(lambda: plain.committed([TopicPartition(stage.topic, 0)], timeout=5)[0].offset == 9)

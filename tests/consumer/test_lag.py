@@ -1,6 +1,7 @@
 """What people and tools see of a consumer is true, costs no question to a broker, and names what is wrong."""
 
 import json
+import re
 import shutil
 import subprocess
 import threading
@@ -9,6 +10,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -18,6 +20,7 @@ from sqlalchemy.orm import Session
 
 from outbox import Retry
 from outbox.consumer import Consumer, PartitionHealth, Record
+from outbox.consumer import Health as ConsumerHealth
 from outbox.consumer.mirror import Mirror
 from outbox.consumer.partition import Partition
 from outbox.errors import ConfigurationError
@@ -27,6 +30,8 @@ from relay.consumer_pages import ConsumerPages
 from relay.health import Health
 from tests.consumer.conftest import StageFactory
 from tests.consumer.stage import PROTOCOLS, Stage, Witness, eventually, running
+
+PAGE = Path(__file__).parents[2] / "docs" / "consumer.md"
 
 OFTEN = {"statistics.interval.ms": 100}
 
@@ -152,9 +157,10 @@ def test_callbacks_of_the_client_are_taken_and_the_error_names_where_to_listen(
         stage.consumer({name: print})
 
 
-def test_lag_tools_see_offset_leader_epoch_and_owner(stage: Stage) -> None:
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_lag_tools_see_offset_leader_epoch_and_owner(stage: Stage, protocol: str) -> None:
     stage.send(9, partition=0)
-    with running(stage.recorder()):
+    with running(stage.recorder(PROTOCOLS[protocol])):
         stage.wait()
     plain = KafkaConsumer({"bootstrap.servers": stage.bootstrap, "group.id": stage.group})
     (place,) = plain.committed([TopicPartition(stage.topic, 0)], timeout=10)
@@ -228,6 +234,12 @@ def test_probes_and_prometheus_are_answered(build: StageFactory) -> None:
         assert ask(server.port, "/else")[0] == 404
     finally:
         server.close()
+
+
+def test_every_metric_is_explained_in_the_documentation() -> None:
+    names = set(re.findall(r"outbox_consumer_\w+", PAGE.read_text()))
+    families = consumer_metrics.families(ConsumerHealth(group="g", members=()))
+    assert {family.name for family in families} == names
 
 
 def test_prometheus_own_checker_has_nothing_to_say(stage: Stage) -> None:
