@@ -83,7 +83,7 @@ def test_without_the_comparison_the_sleeper_does_harm(
     eventually(stage.faults, what="harm")
 
 
-@pytest.mark.parametrize("protocol", ["cooperative", "kip848"])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_an_owner_frozen_in_its_transaction_blocks_the_next_claim_only_for_the_bound(
     build: StageFactory, seen: Witness, protocol: str
 ) -> None:
@@ -140,7 +140,7 @@ UPDATE consumer_offset SET owner_epoch = owner_epoch + 1, owner = 'a zombie' WHE
 """
 
 
-@pytest.mark.parametrize("protocol", ["cooperative", "kip848", "eager"])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_the_right_owner_claims_back_what_a_late_claim_took(
     build: StageFactory, seen: Witness, protocol: str
 ) -> None:

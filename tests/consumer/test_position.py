@@ -14,8 +14,6 @@ from tests.consumer import broken
 from tests.consumer.conftest import StageFactory
 from tests.consumer.stage import PROTOCOLS, Stage, Witness, eventually, running
 
-BOTH = ["cooperative", "kip848"]
-
 
 class Skipping(KafkaConsumer):
     """A client that begins too far on, as one does whose position a late look-up overrode."""
@@ -28,8 +26,15 @@ class Skipping(KafkaConsumer):
         super().__init__(properties)
         self._left = 0
 
+    def assign(self, partitions: list[TopicPartition]) -> None:
+        super().assign(partitions)
+        self._positioned(partitions)
+
     def incremental_assign(self, partitions: list[TopicPartition]) -> None:
         super().incremental_assign(partitions)
+        self._positioned(partitions)
+
+    def _positioned(self, partitions: list[TopicPartition]) -> None:
         if partitions and type(self).fetches > 0:
             type(self).fetches -= 1
             self._left = self.records
@@ -53,7 +58,7 @@ def with_client(consumer: Consumer, client: Callable[[dict[str, Any]], KafkaCons
     return consumer
 
 
-@pytest.mark.parametrize("protocol", BOTH)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_jump_after_positioning_is_not_believed_until_seen_twice(
     build: StageFactory, seen: Witness, monkeypatch: pytest.MonkeyPatch, protocol: str
 ) -> None:
@@ -114,7 +119,7 @@ def made_again(stage: Stage, kafka: KafkaServer, records: int) -> None:
     assert producer.flush(20) == 0
 
 
-@pytest.mark.parametrize("protocol", BOTH)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_topic_made_again_while_it_is_read_stops(
     build: StageFactory, kafka: KafkaServer, seen: Witness, protocol: str
 ) -> None:
@@ -131,7 +136,7 @@ def test_a_topic_made_again_while_it_is_read_stops(
     assert (stage.faults(), stage.offset()) == ([], 10)
 
 
-@pytest.mark.parametrize("protocol", BOTH)
+@pytest.mark.parametrize("protocol", ["cooperative", "kip848"])
 def test_trusting_the_name_reads_the_new_topic_at_the_old_offset(
     build: StageFactory, kafka: KafkaServer, protocol: str
 ) -> None:
@@ -173,7 +178,7 @@ def test_offsets_of_another_cluster_stop(build: StageFactory, seen: Witness) -> 
     assert stage.offset() == 10
 
 
-@pytest.mark.parametrize("protocol", BOTH)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_an_offset_below_retention_stops_and_skips_nothing(
     build: StageFactory, kafka: KafkaServer, seen: Witness, protocol: str
 ) -> None:
@@ -192,7 +197,7 @@ def test_an_offset_below_retention_stops_and_skips_nothing(
         eventually(lambda: len(stage.effects()) == 25)
 
 
-@pytest.mark.parametrize("protocol", BOTH)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_an_offset_beyond_the_end_stops(build: StageFactory, seen: Witness, protocol: str) -> None:
     stage = build(partitions=1)
     stage.send(10)
