@@ -44,7 +44,8 @@ test-postgres: $(STAMP) ## run the database's tests on PostgreSQL VERSION=14 (to
 	@programs=$$($(BIN)/python -m outbox.testing.servers.postgres_versions "$(VERSION)") && \
 		env -u OUTBOX_DATABASE_URL OUTBOX_POSTGRES_BIN="$$programs" \
 		$(BIN)/python -m pytest tests/storage tests/relay/database tests/relay/test_ring.py \
-		tests/relay/disaster/test_rebase.py tests/relay/kafka/test_killed.py $(ARGS)
+		tests/relay/disaster/test_rebase.py tests/relay/kafka/test_killed.py \
+		tests/consumer/test_exactly_once.py tests/consumer/test_parking.py tests/consumer/test_crash.py $(ARGS)
 
 .PHONY: torture
 torture: $(STAMP) ## torture consumers of every protocol on three brokers, ten minutes each: ARGS="--seconds 60"

@@ -29,6 +29,14 @@ HOLD = """
 INSERT INTO outbox_hold (shard, topic, aggregateid) VALUES (%(shard)s, %(topic)s, %(key)s) RETURNING hold
 """
 
+DISCARDED = """
+SELECT count(*) FROM outbox_hold h
+WHERE h.shard = %(shard)s AND h.wanted_at IS NOT NULL AND (
+    SELECT p.discarded_by IS NOT NULL FROM outbox_parked p WHERE p.hold = h.hold
+    ORDER BY p.delta, p.position LIMIT 1)
+"""
+"""Keys whose refused event an operator gave up: they end with the next release. Index outbox_parked_hold."""
+
 STORE = """
 INSERT INTO outbox_parked (
     hold, state, id, aggregatetype, aggregateid, type, payload, topic, headers, traceparent, occurred_at,
@@ -90,6 +98,11 @@ class Parking:
         """Keys that wait, and rows without a key."""
         return len(self._holds) + self._alone
 
+    def _discarded(self) -> int:
+        found = database.execute(self._connection, DISCARDED, {"shard": self._shard}).fetchone()
+        assert found is not None
+        return int(found[0])
+
     def withhold(self, rows: list[Row]) -> tuple[list[Row], list[Withheld]]:
         """What may be sent of `rows`, and what waits behind a row that was refused."""
         holds = self._holds
@@ -116,12 +129,14 @@ class Parking:
     def park(self, state: Progress, refused: Refused, waiting: Sequence[Withheld]) -> Progress:
         """Set the refused row aside; everything before it is acknowledged, but for `waiting`."""
         row, key = refused.row, refused.row[KEY]
-        if self.count >= self._most:
+        # What is discarded stays until this delta is over: rows of its key that are withheld now would come
+        # behind others of their partition that have arrived. But it takes no room.
+        if self.count >= self._most and self.count - self._discarded() >= self._most:
             raise Refused(
                 row,
-                f"{refused.reason}; {self.count} keys wait already, and max_parked allows no more; releases "
-                "and discards wait for the rest of this delta too: mend what is refused or raise max_parked "
-                "and restart, then release or discard",
+                f"{refused.reason}; {self.count} keys wait already, and max_parked allows no more: mend what "
+                "is refused, make room (outbox-relay parked discard), or raise max_parked and restart; "
+                "releases wait for the rest of this delta",
             )
         values = {
             "shard": state.shard,

@@ -18,6 +18,7 @@ COMMANDS = {
     "db": "relay.cli.db:db",
     "status": "relay.cli.status:status",
     "shards": "relay.cli.shards:shards",
+    "events": "relay.cli.events:events",
     "parked": "relay.cli.parked:parked",
     "replay": "relay.cli.replay:replay",
     "scheduled": "relay.cli.scheduled:scheduled",

@@ -124,7 +124,7 @@ def show(database_url: str | None, number: int, as_json_: bool) -> None:
         click.echo(f"no event {number} is parked: {became}", err=True)
         raise SystemExit(1)
     found = dict(row._mapping)
-    found["payload"] = _readable(found["payload"])
+    found["payload"] = readable(found["payload"])
     if as_json_:
         options.echo_json(found)
         return
@@ -275,7 +275,8 @@ def _headers(given: str | None) -> dict[str, str] | None:
     return found
 
 
-def _readable(payload: Any) -> str | None:
+def readable(payload: Any) -> str | None:
+    """A payload for a person or a JSON document: its text, or the beginning of its bytes."""
     if payload is None:
         return None
     try:

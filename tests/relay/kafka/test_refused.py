@@ -53,7 +53,7 @@ def test_more_poison_than_max_parked_halts_the_shard_instead_of_parking_the_worl
     relay.wait_for("relay.halted", 2)
     assert scene.value("SELECT count(*) FROM outbox_parked") == 3
     assert scene.status("relay-1")["state"] == "halted"
-    assert "raise max_parked and restart, then release or discard" in scene.status("relay-1")["alarm"]
+    assert "make room (outbox-relay parked discard)" in scene.status("relay-1")["alarm"]
 
 
 def test_a_row_without_a_key_holds_nobody_but_itself(
