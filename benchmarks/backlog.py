@@ -3,7 +3,7 @@
 import time
 
 import psycopg
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 PAYLOAD_BYTES = 330
@@ -35,18 +35,27 @@ class Arrivals:
         self._admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 2})
         self._ends = {TopicPartition(topic, number): _LATEST for number in range(partitions)}
 
-    def count(self) -> int:
-        """How many records are acknowledged."""
-        found = self._admin.list_offsets(self._ends, request_timeout=10)
+    def count(self, *, committed: bool = False) -> int:
+        """How many records are acknowledged, or can be read; each end of a Kafka transaction counts as one
+        in each partition."""
+        level = IsolationLevel.READ_COMMITTED if committed else IsolationLevel.READ_UNCOMMITTED
+        found = self._admin.list_offsets(self._ends, isolation_level=level, request_timeout=10)
         return sum(future.result().offset for future in found.values())
 
-    def wait(self, count: int, *, within: float = 120.0, every: float = 0.01) -> int:
+    def settled(self, count: int) -> int:
+        """How many there are once there are `count` at least, and no transaction is open any more."""
+        self.wait(count, committed=True)
+        while (found := self.count(committed=True)) < self.count():
+            time.sleep(0.01)
+        return found
+
+    def wait(self, count: int, *, within: float = 120.0, every: float = 0.01, committed: bool = False) -> int:
         """Return the number of records as soon as there are at least `count`."""
         until = time.monotonic() + within
         found: int | KafkaError = -1
         while time.monotonic() < until:
             try:
-                found = self.count()
+                found = self.count(committed=committed)
             except KafkaException as error:  # a new topic's leader, or the broker, is not ready yet
                 found = error.args[0]
             else:

@@ -75,10 +75,10 @@ def relay(
             if mode != "sequenced":
                 switch(url, mode)
             fill(url, topic, WARM)
-            arrivals.wait(WARM)
+            before = arrivals.settled(WARM)
             with held_open(url, hold=hold):
                 fill(url, topic, events, first=WARM)
-                return watch(running, arrivals, WARM, events)
+                return watch(running, arrivals, before, events)
 
 
 def switch(url: str, mode: str) -> None:
@@ -104,10 +104,11 @@ def raw(place: Place, events: int) -> Drained:
 
 
 def watch(running: Child, arrivals: Arrivals, before: int, events: int) -> Drained:
-    """From the first acknowledgement after `before` to the last, without what the first one brought along."""
+    """From the first acknowledgement after `before` until a reader that is read_committed can have the last,
+    without what the first one brought along."""
     first = arrivals.wait(before + 1, every=0.002)
     began, used = time.monotonic(), running.cpu()
-    arrivals.wait(before + events, within=120 + events / 10_000)
+    arrivals.wait(before + events, within=120 + events / 10_000, committed=True)
     seconds, cpu = time.monotonic() - began, running.cpu() - used
     counted = before + events - first
     return Drained(counted / seconds, cpu / counted * 100_000, running.peak_mb())

@@ -97,7 +97,7 @@ class RelayConfig(BaseSettings):
     look_rows: int = Field(default=1_000, ge=1, description="events of one delta held in memory at most")
     chunk_rows: int = Field(default=2_000, ge=1, description="rows of a backlog read and sent at a time")
     transaction_rows: int = Field(
-        default=5_000, ge=1, description="the same in mode transactional, where a chunk is never divided"
+        default=2_000, ge=1, description="the same in mode transactional, where a chunk is never divided"
     )
     transaction_time: Duration = Field(
         default=timedelta(milliseconds=200),
