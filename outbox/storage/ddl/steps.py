@@ -1,6 +1,5 @@
 """Walk from one schema version to another; a step, once released, never changes."""
 
-from alembic import op
 from sqlalchemy import Connection, TextClause, text
 
 from outbox.errors import ConfigurationError, SchemaError
@@ -106,6 +105,8 @@ def upgrade(*, to: int, since: int = 0) -> None:
 
     `since` is the version that your earlier revisions left. Only `--sql` needs it: online the database says.
     """
+    from alembic import op  # only in a revision: consumers check the schema, too, and it takes 11 MB
+
     context = op.get_context()
     if context.as_sql:
         for sql in statements(frm=since, to=to):
@@ -121,6 +122,8 @@ def downgrade(*, to: int, since: int | None = None, discard_pending: bool = Fals
 
     `since` is the version that this revision's upgrade reached. Only `--sql` needs it.
     """
+    from alembic import op  # only in a revision: consumers check the schema, too, and it takes 11 MB
+
     context = op.get_context()
     if context.as_sql:
         if since is None:
