@@ -231,25 +231,24 @@ def test_without_arranging_them_events_leave_as_handlers_happen_to_end(
     assert emitted(build) != [n for offset in range(24) for n in (offset, 100 + offset)]
 
 
-def test_threads_that_emit_at_once_into_one_transaction_lose_nothing(stage: Stage) -> None:
+def test_threads_that_emit_at_once_into_one_transaction_lose_nothing(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first event opens what is pending; of several first ones only one may."""
-    for _ in range(20):
-        with stage.engine.connect() as connection, connection.begin():
-            gate = threading.Barrier(4)
-
-            def one(connection: Any = connection, gate: threading.Barrier = gate) -> None:
-                gate.wait(10)
-                emit(connection, ThingFollowed(n=1))
-
-            threads = [threading.Thread(target=one) for _ in range(4)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-            kept = pending.of(connection)
-            assert kept is not None
-            assert len(kept.rows) == 4
-            kept.drop()
+    gate = threading.Barrier(4)
+    monkeypatch.setattr(pending, "_listen", lambda _engine: gate.wait(60))
+    with stage.engine.connect() as connection, connection.begin():
+        threads = [
+            threading.Thread(target=emit, args=(connection, ThingFollowed(n=n))) for n in range(gate.parties)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        kept = pending.of(connection)
+        assert kept is not None
+        assert len(kept.rows) == 4
+        kept.drop()
 
 
 def test_savepoints_are_refused(build: StageFactory, seen: Witness) -> None:
