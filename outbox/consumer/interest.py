@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from confluent_kafka import Consumer as KafkaConsumer
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaError, KafkaException
 
 from outbox.consumer.beginning import TIMEOUT
 from outbox.consumer.handlers import Handlers
@@ -75,7 +75,7 @@ class Interest:
             self._due = time.monotonic() + AGAIN
             return False
         self._due = time.monotonic() + self._every
-        self._see({name for name, topic in found.items() if topic.error is None and self._matches(name)})
+        self._see({name for name, topic in found.items() if self._is_there(name, topic.error)})
         if self.topics:
             self.notice.over("there are topics to read")
         else:
@@ -93,6 +93,10 @@ class Interest:
             else:
                 self._due = min(self._due, time.monotonic() + AGAIN)
 
-    def _matches(self, topic: str) -> bool:
-        """Kafka's own topics (`__…`) are meant by no pattern."""
-        return not topic.startswith("__") and any(pattern.fullmatch(topic) for pattern in self._patterns)
+    def _is_there(self, topic: str, error: KafkaError | None) -> bool:
+        """Kafka's own topics (`__…`) are meant by no pattern. A topic in trouble is still there."""
+        if topic.startswith("__") or not any(pattern.fullmatch(topic) for pattern in self._patterns):
+            return False
+        if error is None:
+            return True
+        return topic in self._absent and error.code() != KafkaError.UNKNOWN_TOPIC_OR_PART

@@ -1,13 +1,17 @@
 """Partitions and topics that come and go while a group reads lose no event and end no member."""
 
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from confluent_kafka import KafkaError
 from confluent_kafka.admin import NewPartitions
 from sqlalchemy.orm import Session
 
 from outbox.consumer import Consumer, Record
+from outbox.consumer.handlers import Handlers
+from outbox.consumer.interest import Interest
 from outbox.errors import ConfigurationError
 from outbox.testing.servers import KafkaServer
 from tests.consumer.conftest import StageFactory
@@ -126,6 +130,33 @@ def test_a_group_waits_for_topics_that_match(build: StageFactory, kafka: KafkaSe
         eventually(lambda: stage.effects() == ["b"], within=40)
         eventually(lambda: consumer.health().ok)
     kafka.delete_topic(f"{stage.topic}.b")
+
+
+class Listing:
+    """A client that lists what it is told to."""
+
+    def __init__(self) -> None:
+        self.topics: dict[str, KafkaError | None] = {}
+
+    def list_topics(self, *, timeout: float) -> Any:
+        assert timeout
+        topics = {name: SimpleNamespace(error=error) for name, error in self.topics.items()}
+        return SimpleNamespace(topics=topics)
+
+
+def test_a_topic_is_let_go_of_only_when_it_is_missing_twice() -> None:
+    client: Any = Listing()
+    handlers = Handlers()
+    handlers.add(named("handle"), [], topic="^orders.*", bulk=False, tombstones=False)
+    interest = Interest(client, handlers, {"topic.metadata.refresh.interval.ms": 0})
+    assert interest.tick() == []
+    lost = KafkaError(KafkaError.LEADER_NOT_AVAILABLE)
+    client.topics = {"orders.eu": None, "orders.us": lost, "__orders": None}
+    assert interest.tick() == ["orders.eu"]
+    client.topics["orders.eu"] = lost
+    assert [interest.tick() for _ in range(3)] == [None, None, None]
+    client.topics = {"orders.eu": KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART)}
+    assert [interest.tick() for _ in range(2)] == [None, []]
 
 
 def test_a_pattern_that_is_none_is_refused(stage: Stage) -> None:
