@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 from outbox.consumer.consumer import Consumer
 from outbox.consumer.figures import ClientFigures
 from outbox.consumer.health import Health, MemberHealth, PartitionHealth
+from outbox.consumer.out import Out
 from outbox.consumer.partition import Status
+from outbox.consumer.pipe import Pipe
 from outbox.consumer.record import Record
 from outbox.consumer.settings import Settings
 from outbox.consumer.state import State, StateHealth
@@ -22,7 +24,9 @@ __all__ = [
     "Consumer",
     "Health",
     "MemberHealth",
+    "Out",
     "PartitionHealth",
+    "Pipe",
     "Record",
     "Settings",
     "State",

@@ -21,7 +21,8 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 
 from outbox.consumer.async_database import AsyncDatabase
-from outbox.consumer.consumer import Consumer, check_engine, signals
+from outbox.consumer.consumer import Consumer, check_engine
+from outbox.consumer.crew import signals
 from outbox.consumer.database import Database, LoopEnded
 from outbox.consumer.handlers import Handlers
 from outbox.errors import ConfigurationError
