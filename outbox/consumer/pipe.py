@@ -127,6 +127,9 @@ class Pipe:
                     f"on() takes event classes, not {given!r}; write @pipe.on(OrderPlaced)"
                 )
 
+        if topic is not None and topic.startswith("^"):
+            raise ConfigurationError(f"topic={topic!r} is a pattern; a pipe reads topics by name")
+
         def register(function: F) -> F:
             self._handlers.add(function, events, topic=topic, bulk=False, tombstones=tombstones)
             return function

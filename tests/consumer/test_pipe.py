@@ -407,5 +407,7 @@ def test_what_is_kept_beside_an_offset_comes_back_and_strangers_words_say_nothin
 )
 def test_what_cannot_work_is_refused(settings: dict[str, Any], says: str) -> None:
     make: Callable[..., Pipe] = Pipe
+    with pytest.raises(ConfigurationError, match="by name"):
+        Pipe(group="g", kafka={"bootstrap.servers": "127.0.0.1:1"}).on(topic="^orders")
     with pytest.raises(ConfigurationError, match=says):
         make(**{"group": "g", "kafka": {"bootstrap.servers": "127.0.0.1:1"}, **settings})

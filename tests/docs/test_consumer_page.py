@@ -11,7 +11,8 @@ from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 
-from outbox.consumer import AsyncConsumer, Consumer, Record
+from outbox import Event, Outbox, catalog
+from outbox.consumer import AsyncConsumer, Consumer, Out, Pipe, Record, State
 from outbox.testing.servers import KafkaServer
 
 PAGE = Path(__file__).parents[2] / "docs" / "consumer.md"
@@ -45,16 +46,25 @@ class Brief(Consumer):
 
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)), ids=[title for title, _ in BLOCKS])
-def test_each_block_runs(engine: Engine, kafka: KafkaServer, number: int) -> None:
-    for name in ("orders", "orders.eu"):
+def test_each_block_runs(
+    engine: Engine, kafka: KafkaServer, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr(catalog, "_classes", {})  # the example services claim the same event names
+    for name in ("orders", "orders.eu", "customers"):
         kafka.create_topic(name, partitions=2)
     shown: dict[str, Any] = {
         "AsyncConsumer": AsyncConsumer,
         "AsyncSession": AsyncSession,
         "async_sessions": async_sessionmaker(create_async_engine(engine.url)),
+        "Any": Any,
         "Consumer": Brief,
+        "Event": Event,
+        "Out": Out,
+        "Outbox": Outbox,
+        "Pipe": Pipe,
         "Record": Record,
         "Session": Session,
+        "State": State,
         "kafka_address": kafka.bootstrap,
         "sessions": sessionmaker(engine),
         "timedelta": timedelta,
