@@ -60,6 +60,10 @@ campaign-hops: $(STAMP) ## four services in a row, everything killed for SECONDS
 campaign-shards: $(STAMP) ## change the number of shards under writers, kills and crashes: ARGS="--seconds 600"
 	@$(BIN)/python -m tests.relay.sharding.campaign $(ARGS)
 
+.PHONY: campaign-transactional
+campaign-transactional: $(STAMP) ## kill and freeze brokers and relays in mode transactional (ARGS="--seconds 600 --brokers 3")
+	@$(BIN)/python -m tests.relay.kafka.campaign $(ARGS)
+
 .PHONY: check
 check: $(STAMP) ## formatting, lint, types, import rules
 	$(BIN)/ruff format --check .

@@ -61,9 +61,9 @@ def take_over(
     lossy: bool,
 ) -> Progress:
     """The claimed row with what Kafka knows beyond it. Raises Fenced, Interrupted or GuardViolation."""
-    recorded = producer.take_over(alive)
-    if recorded is not None:
-        state = reconcile(row.read_again(state), recorded, failed_over=failed_over, lossy=lossy)
+    committed = producer.take_over(alive, known=recorded(state))
+    if committed is not None:
+        state = reconcile(row.read_again(state), committed, failed_over=failed_over, lossy=lossy)
         hooks.fire(points.TAKEN_OVER, shard=state.shard, low=state.low)
     return state
 

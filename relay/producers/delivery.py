@@ -124,8 +124,10 @@ class TopicRefused(Exception):
 class Producer(Protocol):
     """Delivers one delta at a time."""
 
-    def take_over(self, alive: Callable[[], bool]) -> Recorded | None:
+    def take_over(self, alive: Callable[[], bool], *, known: Recorded | None = None) -> Recorded | None:
         """After each claim, before anything is delivered: fence whoever delivered for this shard before.
+
+        `known`: what the claimed row says; at least so much is committed.
 
         Returns what is committed last; None in mode `sequenced`, which knows only what the row says. Raises
         Interrupted, or Abandoned as soon as `alive()` says no.

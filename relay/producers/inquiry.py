@@ -78,6 +78,16 @@ REMEDIES = {
 ALL_DOWN = "all brokers are down"
 
 
+class Complaints(deque[KafkaError]):
+    """The newest ones; `heard` says how many there ever were."""
+
+    heard = 0
+
+    def append(self, complaint: KafkaError, /) -> None:
+        self.heard += 1
+        super().append(complaint)
+
+
 class Inquiry:
     """Asks through whatever client a producer has at the moment. `complaints` outlives the clients.
 
@@ -92,7 +102,7 @@ class Inquiry:
         self._listen = listen
         self.stopping = stopping
         self._secret: set[str] = set()
-        self.complaints: deque[KafkaError] = deque(maxlen=16)
+        self.complaints = Complaints(maxlen=16)
 
     def metadata(self, client: Producer, topic: str | None) -> Any:
         """Raises Interrupted while no broker answers."""

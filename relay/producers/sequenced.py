@@ -36,7 +36,7 @@ class SequencedProducer:
         self._session: Session | None = None
         self._careful_to = -1
 
-    def take_over(self, alive: Callable[[], bool]) -> Recorded | None:  # noqa: ARG002 - nobody to wait for
+    def take_over(self, alive: Callable[[], bool], *, known: Recorded | None = None) -> Recorded | None:  # noqa: ARG002 - nobody to wait for
         """Nobody can be fenced: a former producer's late records are repeats that readers with marks drop."""
         return None
 

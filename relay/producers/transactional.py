@@ -9,7 +9,7 @@ import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
@@ -19,12 +19,15 @@ from outbox.errors import ConfigurationError
 from outbox.record import Seq
 from relay import points
 from relay.landing import Landings, NeverOpen
-from relay.producers.delivery import Chunk, Interrupted, Names, Recorded, Refused, Unsettled
+from relay.producers.clearance import Clearance
+from relay.producers.delivery import Chunk, Interrupted, Names, Recorded, Refused, Target, Unsettled
+from relay.producers.entry import Entry, encoded
 from relay.producers.inquiry import REFUSALS, Inquiry, explained
 from relay.producers.landings import KafkaLandings
-from relay.producers.ledger import Ledger, encoded
+from relay.producers.ledger import Ledger
 from relay.producers.line import Line, LineEnded
 from relay.producers.properties import transactional
+from relay.producers.ranges import Ranges
 from relay.row import POSITION, Row
 
 LINES = 2
@@ -38,13 +41,17 @@ brokers have all of it, cost 10 ms each time."""
 
 @dataclass(slots=True)
 class _Filling:
-    """A transaction that has begun: `rows` from position `first` to the end of chunk `last`, until when."""
+    """A transaction that has begun: `rows` from position `first` to the end of chunk `last`, until when.
+
+    `into`: where it writes.
+    """
 
     line: Line
     until: float
     first: int
     last: Chunk
     rows: int = 0
+    into: set[Target] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +80,11 @@ class TransactionalProducer:
         self._properties = transactional(properties)
         self._inquiry = Inquiry(self._properties, listen=self._listen, stopping=stopping)
         self.names = names
-        self._ledger = Ledger(self._properties, self._inquiry, topic=names.progress_topic, shard=names.shard)
         self._ids = [f"{names.transactional_id}.{n}" for n in range(LINES)]
         self._place = names.progress_topic, names.shard
+        ranges = Ranges(self._properties, self._inquiry, group=f"{names.progress_topic}.{names.shard}")
+        self._ledger = Ledger(ranges, self._inquiry, place=self._place)
+        self._clearance = Clearance(ranges, self._ledger, self._inquiry, notary=self._notary)
         self._lines: list[Line] = []
         self._seen: dict[str, int] = {}
         self._fenced = False
@@ -85,11 +94,11 @@ class TransactionalProducer:
         self._committing: tuple[Line, int] | None = None
         self._doubt: _Doubt | None = None
 
-    def take_over(self, alive: Callable[[], bool]) -> Recorded:
+    def take_over(self, alive: Callable[[], bool], *, known: Recorded | None = None) -> Recorded:
         """Fence first, then read: what is committed cannot change any more."""
         self.fence(alive)
         try:
-            return self._ledger.read(alive)
+            return self._clearance.caught_up([line.client for line in self._lines], known, alive)
         except BaseException:
             self.close()
             raise
@@ -116,7 +125,7 @@ class TransactionalProducer:
         with self._settling():
             self._ledger.prepare()
             line.begin(alive)
-            line.note(*self._place, encoded(recorded), alive)
+            line.note(*self._place, encoded(Entry(recorded)), alive)
             line.settle(alive)
             line.commit()
             line.committed(alive)
@@ -167,20 +176,23 @@ class TransactionalProducer:
         while self._lines:
             self._lines.pop().close()
 
+    def _notary(self) -> Line:
+        return self._line(f"{self.names.transactional_id}.notary")
+
     def _opened(self) -> list[Line]:
         if not self._lines:
             self._inquiry.forget_fatal()
             try:
-                self._lines = [
-                    Line({**self._properties, "transactional.id": name}, self._inquiry.complaints)
-                    for name in self._ids
-                ]
+                self._lines = [self._line(name) for name in self._ids]
             except KafkaException as error:
                 raise ConfigurationError(
                     f"the Kafka client refuses its configuration: {error.args[0].str()}; "
                     "correct the [kafka] settings"
                 ) from error
         return self._lines
+
+    def _line(self, name: str) -> Line:
+        return Line({**self._properties, "transactional.id": name}, self._inquiry.complaints)
 
     def _not_fenced(self, cause: KafkaError) -> str:
         if cause.code() == KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED:
@@ -203,12 +215,14 @@ class TransactionalProducer:
             self._lines.append(self._lines.pop(0))
         line = self._lines[-1]
         self._inquiry.make_sure(line.client, self._seen, targets)
+        self._clearance.examine(targets, alive, begun=self._filling is not None)
         if self._filling is None:
             line.begin(alive)
             self._filling = _Filling(line, time.monotonic() + self._together, part.rows[0][POSITION], part)
         filling = self._filling
         filling.rows += len(part.rows)
         filling.last = part
+        filling.into |= targets
         try:
             line.send(part, alive)
         except LineEnded as ended:
@@ -227,7 +241,7 @@ class TransactionalProducer:
         last = chunk.rows[-1][POSITION]
         recorded = Recorded(Seq.parse(chunk.stream + b"%d" % last), chunk.done, chunk.next or None)
         try:
-            filling.line.note(*self._place, encoded(recorded), alive)
+            filling.line.note(*self._place, encoded(Entry(recorded, tuple(filling.into))), alive)
             filling.line.settle(alive)
         except LineEnded as ended:
             raise self._verdict(filling, ended) from ended

@@ -98,7 +98,7 @@ class MemoryProducer:
     def __init__(self, broker: MemoryBroker) -> None:
         self._broker = broker
 
-    def take_over(self, alive: Callable[[], bool]) -> Recorded | None:  # noqa: ARG002
+    def take_over(self, alive: Callable[[], bool], *, known: Recorded | None = None) -> Recorded | None:  # noqa: ARG002
         return None
 
     def deliver(self, chunks: Iterable[Chunk | None], alive: Callable[[], bool]) -> Iterator[int]:

@@ -13,6 +13,7 @@ import relay.takeover
 from relay.producers import Interrupted, Names, Recorded, RecordingProducer
 from relay.producers.inquiry import Inquiry
 from relay.producers.ledger import Ledger
+from relay.producers.ranges import Ranges
 from tests.relay.database.half import Session, shard, write
 from tests.relay.database.memory_broker import MemoryBroker, MemoryProducer
 
@@ -48,7 +49,8 @@ class Unrecorded(Forbidden):
         pass
 
     def begin(self, recorded: Recorded, alive: Callable[[], bool]) -> None:  # noqa: ARG002
-        Ledger({}, _Asked(), topic="outbox.progress.7.5", shard=1).prepare()
+        asked = _Asked()
+        Ledger(Ranges({}, asked, group="group"), asked, place=("outbox.progress.7.5", 1)).prepare()
 
 
 class _Asked(Inquiry):

@@ -256,7 +256,7 @@ class PlayedProducer:
         self._world = world
         self._owner = owner
 
-    def take_over(self, alive: Callable[[], bool]) -> Recorded | None:  # noqa: ARG002
+    def take_over(self, alive: Callable[[], bool], *, known: Recorded | None = None) -> Recorded | None:  # noqa: ARG002
         return None
 
     def deliver(self, chunks: Iterable[Chunk | None], alive: Callable[[], bool]) -> Iterator[int]:  # noqa: ARG002

@@ -87,6 +87,32 @@ def test_in_transactions_a_release_interrupted_between_two_rows_sends_the_first_
     assert relay.count("relay.claimed") == 2, "only the progress topic knows what was committed"
 
 
+@pytest.mark.parametrize(
+    "strike",
+    [
+        "relay.release_planned 1 KILL",
+        "relay.releasing 2 KILL",  # the first is committed, in the progress topic alone
+        "relay.settled 2 KILL",  # its records are with the brokers, no commit asked for
+        "relay.committing 2 KILL",  # nobody knows
+        "relay.release_sent 1 KILL",
+        "relay.released 1 KILL",
+    ],
+)
+def test_in_transactions_killed_at_any_step_of_a_release_each_row_is_seen_once(
+    small: Scene, start: StartRelay, mend: Callable[[], None], operate: Operate, strike: str
+) -> None:
+    small.transactional()
+    park_one(small, start)
+    mend()
+    operate("parked", "release", "--all", "--yes")
+    assert start(strike=strike).wait() == -9
+    start()
+    small.wait(NOTHING_PARKED)
+    small.write(7)
+    small.wait_until_through()
+    assert small.plain_complaints() == []
+
+
 def test_killed_when_it_has_just_parked_the_successor_goes_on_behind_it(
     small: Scene, start: StartRelay
 ) -> None:

@@ -12,6 +12,7 @@ from confluent_kafka import KafkaError, KafkaException
 from relay.producers import Interrupted
 from relay.producers.inquiry import Inquiry
 from relay.producers.ledger import Ledger
+from relay.producers.ranges import Ranges
 
 TOPIC = "outbox.progress.7.5"
 
@@ -36,11 +37,13 @@ class Broker:
         return dict.fromkeys(places, self.answer)
 
 
-def prepare(broker: Broker, monkeypatch: pytest.MonkeyPatch, stopping: threading.Event) -> None:
+def prepare(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch, stopping: threading.Event, *, shard: int = 0
+) -> None:
     properties = {"bootstrap.servers": "localhost:1"}
     inquiry = Inquiry(properties, listen=lambda: None, stopping=stopping.is_set)
     monkeypatch.setattr(inquiry, "admin", lambda: broker)
-    Ledger(properties, inquiry, topic=TOPIC, shard=0).prepare()
+    Ledger(Ranges(properties, inquiry, group="group"), inquiry, place=(TOPIC, shard)).prepare()
 
 
 def test_an_answer_that_does_not_come_ends_with_the_stop(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,3 +75,45 @@ def test_a_leader_that_is_not_found_is_waited_for_no_longer_than_a_while_or_unti
     with pytest.raises(Interrupted, match="cannot be prepared"):
         prepare(broker, monkeypatch, stopping)
     assert time.monotonic() - began < 2
+
+
+class Outrun(Broker):
+    """Another shard is quicker: with the topic, then with a second partition, too few both times."""
+
+    def __init__(self) -> None:
+        end: Future[Any] = Future()
+        end.set_result(SimpleNamespace(offset=0))
+        super().__init__(end)
+        self.partitions = 0
+
+    def list_topics(self, topic: str, timeout: float) -> Any:  # noqa: ARG002
+        places = dict.fromkeys(range(self.partitions))
+        return SimpleNamespace(topics={topic: SimpleNamespace(error=None, partitions=places)})
+
+    def create_topics(self, _new: Any, **_: Any) -> dict[str, "Future[None]"]:
+        return self._made(1, KafkaError.TOPIC_ALREADY_EXISTS)
+
+    def create_partitions(self, _new: Any, **_: Any) -> dict[str, "Future[None]"]:
+        if self.partitions == 1:
+            return self._made(2, KafkaError.INVALID_PARTITIONS)
+        return self._made(3, None)
+
+    def describe_configs(self, _resources: Any, **_: Any) -> dict[Any, "Future[Any]"]:
+        return {}
+
+    def _made(self, partitions: int, outrun: int | None) -> dict[str, "Future[None]"]:
+        self.partitions = partitions
+        made: Future[None] = Future()
+        if outrun is None:
+            made.set_result(None)
+        else:
+            made.set_exception(KafkaException(KafkaError(outrun)))
+        return {TOPIC: made}
+
+
+def test_a_shard_that_others_outrun_gets_its_own_partition_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    broker = Outrun()
+    prepare(broker, monkeypatch, threading.Event(), shard=2)
+    assert broker.partitions == 3

@@ -86,6 +86,28 @@ def test_killed_at_any_step_each_event_is_applied_once_more(
     assert in_order(again(scene.arrived()), written)
 
 
+@pytest.mark.parametrize(
+    "strike",
+    ["relay.replaying 2 KILL", "relay.settled 2 KILL", "relay.committing 2 KILL", "relay.replayed 1 KILL"],
+)
+def test_in_transactions_killed_at_any_step_each_event_is_seen_once_more(
+    scene: Scene, start: StartRelay, operate: Operate, written: list[str], strike: str
+) -> None:
+    scene.transactional()
+    first = start()
+    scene.wait_until_through()
+    assert first.stop() == 0
+    operate("replay", "--for", "billing", "--yes")
+    assert start(strike=strike, sabotage="small_windows").wait() == -9
+    start(sabotage="small_windows")
+    scene.wait(ENDED)
+    scene.wait_until_through()
+    records = scene.arrived()
+    repeated = [record for record in records if dict(record.headers).get("outbox-replay")]
+    assert in_order(repeated, written), "seen by a plain reader, without marks"
+    assert wire.repeats([record for record in records if record not in repeated]) == 0
+
+
 def test_a_part_of_it_to_another_topic(
     scene: Scene, start: StartRelay, operate: Operate, written: list[str], kafka: KafkaServer
 ) -> None:

@@ -1,0 +1,138 @@
+"""Find out what is committed last, and let nothing be sent where the brokers forgot to end a transaction.
+
+The progress topic itself can be such a place. Then what it hides is judged by what can be seen: by a later
+progress record, whose owner knew the earlier ones to be committed, or by the events of the transaction.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from confluent_kafka import Producer
+
+from outbox.errors import GuardViolation
+from relay.producers.delivery import Interrupted, Recorded, Target, Unsettled
+from relay.producers.entry import Entry
+from relay.producers.hanging import Hanging, further
+from relay.producers.inquiry import Inquiry
+from relay.producers.ledger import Ledger, Standing
+from relay.producers.line import Line, LineEnded
+from relay.producers.ranges import Ranges
+
+
+class Clearance:
+    """For one shard. `notary` makes a client that never carries events: none hang on how it ends."""
+
+    def __init__(
+        self, ranges: Ranges, ledger: Ledger, inquiry: Inquiry, *, notary: Callable[[], Line]
+    ) -> None:
+        self._ranges = ranges
+        self._ledger = ledger
+        self._hanging = Hanging(ranges, place=(ledger.topic, ledger.shard))
+        self._inquiry = inquiry
+        self._make_notary = notary
+        self._place = ledger.topic, ledger.shard
+        self._clean: set[Target] = set()
+        self._unsure: set[Target] = set()
+        self._suspects: set[Target] = set()
+        self._complaints = 0
+
+    def caught_up(
+        self, clients: Sequence[Producer], known: Recorded | None, alive: Callable[[], bool]
+    ) -> Recorded:
+        """What is committed last, once nothing of the shard hides or contradicts it. `clients` are fenced.
+
+        `known`: at least so much is, as the shard's row says.
+        """
+        self._clean.clear()
+        try:
+            if known is not None:
+                self._hanging.sources.add(known.seq.source)
+            entry = self._read(clients, known, alive)
+            self._suspects.update(entry.into)
+            led = self._ranges.known(self._suspects, led=True)
+            hung = self._hanging.find(led, alive)
+            if hung or entry.owed:
+                with self._notary(alive) as notary:
+                    self._hanging.mend(entry, hung, clients, notary, alive)
+            self._unsure |= self._suspects - led
+            self._suspects.clear()
+        finally:
+            self._ranges.rest()
+        return entry.recorded
+
+    def examine(self, targets: set[Target], alive: Callable[[], bool], *, begun: bool = False) -> None:
+        """Before a claim's first record for a partition; for all once the client complained of a broker.
+
+        `begun`: a transaction is being filled, and has not reached those of `targets` that are new to it.
+        Raises Unsettled where one of the shard stands open: the next `caught_up` ends it.
+        """
+        if not begun and self._complaints != self._inquiry.complaints.heard:
+            self._complaints = self._inquiry.complaints.heard
+            self._unsure |= self._clean
+            self._clean.clear()
+        new = (targets | {self._place}) - self._clean
+        if not new:
+            return
+        try:
+            new |= self._ranges.known(self._unsure - new, led=True)
+            hung = self._hanging.find(new, alive)
+        finally:
+            self._ranges.rest()
+        if hung:
+            self._suspects.update(hung.keys() - {self._place})
+            raise Unsettled("the brokers left a transaction open, which is ended first", expected=True)
+        self._clean |= new
+        self._unsure -= new
+
+    def _read(self, clients: Sequence[Producer], known: Recorded | None, alive: Callable[[], bool]) -> Entry:
+        try:
+            entry = self._ledger.read(alive)
+        except Standing as standing:
+            entry = self._clear_up(standing, clients, alive)
+        self._hanging.sources.add(entry.recorded.seq.source)
+        return entry if entry.doubtful is None else self._judge(entry, entry.doubtful, known, alive)
+
+    def _clear_up(self, standing: Standing, clients: Sequence[Producer], alive: Callable[[], bool]) -> Entry:
+        """End what hangs in the progress topic, having written there what is to be judged again."""
+        try:
+            written = self._ledger.since(standing.offset, alive, committed=False)
+        except GuardViolation:
+            raise standing from None  # somebody else's: it is theirs to end
+        try:
+            known = self._ledger.read(alive, before=standing.offset)
+        except GuardViolation:
+            # Nothing before the first record, which came with the mode and says what the row says.
+            known = written[0]
+        since = standing.offset if known.doubtful is None else min(known.doubtful, standing.offset)
+        doubt = Entry(known.recorded, owed=known.owed, doubtful=since)
+        with self._notary(alive) as notary:
+            self._hanging.note(doubt, notary, alive)
+            self._hanging.end_progress(known.recorded, [*clients, notary], alive)
+        return self._ledger.read(alive)
+
+    def _judge(
+        self, doubt: Entry, since: int, acknowledged: Recorded | None, alive: Callable[[], bool]
+    ) -> Entry:
+        """The furthest that is known to be committed. Nothing was sent since it came into doubt."""
+        written = self._ledger.since(since, alive, committed=False)
+        seen = [entry for entry in self._ledger.since(since, alive, committed=True) if entry.doubtful is None]
+        known = Entry(seen[-1].recorded if seen else doubt.recorded)
+        if acknowledged is not None and further(acknowledged, known.recorded):
+            known = Entry(acknowledged)
+        known = self._hanging.furthest(known, written, alive)
+        found = Entry(known.recorded, owed=doubt.owed)
+        self._suspects.update(target for entry in written for target in entry.into)
+        with self._notary(alive) as notary:
+            self._hanging.note(found, notary, alive)
+        return found
+
+    @contextmanager
+    def _notary(self, alive: Callable[[], bool]) -> Iterator[Producer]:
+        line = self._make_notary()
+        try:
+            line.fence(alive)
+            yield line.client
+        except LineEnded as ended:
+            raise Interrupted(f"the notary's transactional.id: {ended.cause.str()}") from ended
+        finally:
+            line.close()
