@@ -18,7 +18,7 @@ from sqlalchemy.util import await_only, greenlet_spawn
 
 from outbox import pending
 from outbox.consumer.database import Database, LoopEnded, alone, arrange_events, check_bound
-from outbox.consumer.handlers import Handler, Run, read
+from outbox.consumer.handlers import Handler, Run, read, refuse_unrun
 from outbox.consumer.lanes import Bulk, Deal, settle, steps
 from outbox.consumer.record import Polled, record_of
 from outbox.consumer.time_limit import TimeLimit
@@ -178,7 +178,7 @@ async def _call(handler: Handler, limit: TimeLimit, session: AsyncSession, event
     clock = asyncio.timeout(seconds)
     try:
         async with clock:
-            await result
+            done = await result
     except TimeoutError as error:
         if clock.expired():
             raise limit.too_slow() from error
@@ -188,6 +188,8 @@ async def _call(handler: Handler, limit: TimeLimit, session: AsyncSession, event
         if here is not None and not here.cancelling():
             raise HandlerCancelled("what a handler awaited was cancelled; let it raise an error") from error
         raise
+    if done is not None:
+        refuse_unrun(handler, done)
 
 
 def _nothing() -> None:

@@ -211,7 +211,7 @@ def apply(session: Session, runs: Iterable[Run], turn: Callable[[], bool]) -> Po
             else:
                 result = handler.function(session, events)
             if result is not None:
-                _refuse_unrun(handler, result)
+                refuse_unrun(handler, result)
             continue
         for event, message in zip(events, run.messages, strict=True):
             if not turn():
@@ -223,7 +223,7 @@ def apply(session: Session, runs: Iterable[Run], turn: Callable[[], bool]) -> Po
             else:
                 result = handler.function(session, event)
             if result is not None:
-                _refuse_unrun(handler, result)
+                refuse_unrun(handler, result)
     return None
 
 
@@ -233,7 +233,7 @@ def _is_plain(function: Function) -> bool:
     return inspect.isfunction(inner) and not any(map(inspect.iscoroutinefunction, (function, inner)))
 
 
-def _refuse_unrun(handler: Handler, result: object) -> None:
+def refuse_unrun(handler: Handler, result: object) -> None:
     """A decorator or a callable object can hide from `add` that a call only prepares the work."""
     if inspect.iscoroutine(result) or inspect.isgenerator(result):
         result.close()

@@ -17,6 +17,7 @@ from tests.consumer.test_failures import (
     test_a_handler_that_rolls_back_and_returns_is_an_error,
     test_a_handler_that_swallows_a_database_error_is_an_error,
     test_an_error_that_passes_in_time_is_survived,
+    test_work_that_a_handler_only_prepares_is_not_taken_for_done,
 )
 from tests.consumer.test_fencing import (
     test_a_batch_polled_before_a_claim_changes_nothing_after_it,
@@ -48,4 +49,5 @@ __all__ = [
     "test_bulk_handlers_get_neighbours_of_one_type_in_order",
     "test_events_reach_the_handler_of_their_type_with_their_record",
     "test_without_the_epoch_a_fenced_batch_goes_through",
+    "test_work_that_a_handler_only_prepares_is_not_taken_for_done",
 ]
