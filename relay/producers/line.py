@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,6 +21,9 @@ AHEAD = 2
 
 ROOM_EVERY = 0.002
 """Seconds between two looks whether there is room for it: successes are not reported."""
+
+REPORTED_WITHIN = 1.0
+"""Seconds for the report of a failure that the client knows already."""
 
 FENCE_WITHIN = 1.0
 """Seconds for one attempt to fence predecessors, whose open transaction has to end first."""
@@ -97,8 +101,10 @@ class Line:
 
     def note(self, topic: str, partition: int, progress: bytes, alive: Callable[[], bool]) -> None:
         """Hand over the record of how far the shard is with this transaction."""
-        with _ending():
+        try:
             self._produce((topic, progress, b"%d" % partition, partition), alive)
+        except KafkaException as error:
+            raise self._ended(error.args[0]) from error
 
     def _hand_over(self, chunk: Chunk, alive: Callable[[], bool]) -> None:
         produce, stream, index = self.client.produce, chunk.stream, 0
@@ -111,7 +117,7 @@ class Line:
                 except BufferError:
                     self._produce(record, alive)
         except KafkaException as error:
-            raise LineEnded(error.args[0], index) from error
+            raise self._ended(error.args[0], index) from error
         except ValueError as error:
             refused = KafkaError(KafkaError.INVALID_RECORD, f"its headers cannot be sent: {error}")
             raise LineEnded(refused, index) from error
@@ -173,6 +179,16 @@ class Line:
                     )
                     raise KafkaException(large) from None
                 self._serve(ALIVE_EVERY, alive)
+
+    def _ended(self, error: KafkaError, index: int | None = None) -> LineEnded:
+        """Name the cause, not its consequence: behind a record that failed the client takes no more, and the
+        report of it may still be on its way."""
+        until = time.monotonic() + REPORTED_WITHIN
+        while error.code() in CONSEQUENCES and not self._failures and time.monotonic() < until:
+            with contextlib.suppress(KafkaException, SystemError):
+                self.client.poll(ROOM_EVERY)
+        causes = [failure for failure in self._failures if failure.code() not in CONSEQUENCES]
+        return LineEnded(causes[0]) if causes else LineEnded(error, index)
 
     def _serve(self, wait: float, alive: Callable[[], bool]) -> None:
         with _ending():
