@@ -11,6 +11,7 @@ from outbox.consumer.health import Health, MemberHealth, PartitionHealth
 from outbox.consumer.out import Out
 from outbox.consumer.partition import Status
 from outbox.consumer.pipe import Pipe
+from outbox.consumer.position import Positions
 from outbox.consumer.record import Record
 from outbox.consumer.settings import Settings
 from outbox.consumer.state import State, StateHealth
@@ -27,6 +28,7 @@ __all__ = [
     "Out",
     "PartitionHealth",
     "Pipe",
+    "Positions",
     "Record",
     "Settings",
     "State",

@@ -105,7 +105,7 @@ class Assignment:
     def _settle(self, partition: Partition) -> None:
         if partition.stopped:
             self.stop(partition, partition.reason or "")
-        elif partition.claim is None:
+        elif partition.claim is None or partition.run_up is not None:
             self.pause(partition)
         else:
             self.resume(partition)
@@ -119,7 +119,9 @@ class Assignment:
 
 
 def _place(partition: Partition) -> TopicPartition:
-    return TopicPartition(partition.topic, partition.number, partition.position)
+    # The client could have the brokers check the leader epoch that it is given, but while it does, another
+    # assign() makes it stand still (librdkafka 2.16, eager groups): so we look at the record ourselves.
+    return TopicPartition(partition.topic, partition.number, partition.position - int(partition.probing))
 
 
 def describe(error: KafkaException) -> str:

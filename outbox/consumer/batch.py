@@ -24,12 +24,11 @@ from outbox.consumer.handlers import Run
 from outbox.consumer.inbox import Ids, Inbox, without
 from outbox.consumer.outcome import Committed, Failed, Outcome, Overtaken, Unknown, outcome_is_unknown
 from outbox.consumer.parked import State, TooManyParked
-from outbox.consumer.record import Polled, headers_of
+from outbox.consumer.record import Polled
 from outbox.consumer.sift import Sieve, Sifted
 from outbox.consumer.time_limit import TimeLimit
 from outbox.consumer.watermark import Marks
-from outbox.errors import OutboxError, UndecodableRecord
-from outbox.record import SEQ
+from outbox.errors import OutboxError
 
 # Promise: at most one transaction ever moves the offset away from :expected, and only while nobody claimed
 # the partition after us. It locks the row until the end, so a claim waits for results or rollback. The
@@ -37,8 +36,8 @@ from outbox.record import SEQ
 # on what changes).
 ADVANCE = text("""
 UPDATE consumer_offset
-SET next_offset = :next, sources = CAST(:sources AS jsonb), owner = :owner, backend_pid = pg_backend_pid(),
-    updated_at = clock_timestamp()
+SET next_offset = :next, leader_epoch = :leader_epoch, sources = CAST(:sources AS jsonb), owner = :owner,
+    backend_pid = pg_backend_pid(), updated_at = clock_timestamp()
 WHERE grp = :grp AND topic = :topic AND partition = :partition
   AND next_offset = :expected AND owner_epoch = :epoch
   AND set_config('idle_in_transaction_session_timeout', :idle, true) IS NOT NULL
@@ -125,7 +124,7 @@ class BatchRunner:
         facts = [_facts(batch) for batch in batches]
         _fire("consumer.batch.begin", facts)
         try:
-            sifted = [self.sieve.sift(each.claim.topic, each.messages, each.marks) for each in batches]
+            sifted = [self._sift(each) for each in batches]
             self.inbox.prepare(each.claim for each, done in zip(batches, sifted, strict=True) if done.ids)
             connection = self.database.connect()
         except Exception as error:
@@ -172,7 +171,8 @@ class BatchRunner:
         return self.database.transact(lambda: self._park(batch, error, attempts))
 
     def _park(self, batch: Batch, error: str, attempts: int) -> Outcome:
-        marks = _marks_behind(batch)
+        marks = batch.marks.copy()
+        marks.pass_by(batch.messages)
         facts = [_facts(batch)]
         ids = self.sieve.ids(batch.claim.topic, batch.messages)
         again = 0
@@ -197,6 +197,10 @@ class BatchRunner:
             return Committed(batch.next, marks, 1, 0, again, 0)
         hooks.fire("consumer.parked", **facts[0], error=error)
         return Committed(batch.next, marks, 1, 0, 0, 0, parked=1)
+
+    def _sift(self, batch: Batch) -> Sifted:
+        claim = batch.claim
+        return self.sieve.sift(claim.topic, batch.messages, batch.marks, claim.discarded)
 
     def _transact(
         self,
@@ -264,7 +268,7 @@ class BatchRunner:
             if attempt.queued[number]:
                 attempt.queued[number] -= parked.unqueue(connection, batch.claim, cut.next)
             attempt.batches[number] = cut
-            attempt.sifted[number] = done = self.sieve.sift(batch.claim.topic, kept, batch.marks)
+            attempt.sifted[number] = done = self._sift(cut)
             attempt.again[number] = without(done.runs, repeats)[1]
             attempt.facts[number]["next"] = cut.next
             hooks.fire("consumer.batch.cut", **attempt.facts[number])
@@ -284,6 +288,7 @@ class BatchRunner:
                     "partition": batch.claim.partition,
                     "expected": batch.expected,
                     "next": batch.next,
+                    "leader_epoch": batch.messages[-1].leader_epoch() if batch.messages else None,
                     "epoch": batch.claim.epoch,
                     "sources": known.dump(),
                     "owner": self.owner,
@@ -293,19 +298,6 @@ class BatchRunner:
             ],
         )
         return changed.rowcount == len(batches)
-
-
-def _marks_behind(batch: Batch) -> Marks:
-    """The marks once the batch's records are done with, as far as their headers can be read."""
-    marks = batch.marks.copy()
-    for message in batch.messages:
-        seq = next((value for name, value in headers_of(message) if name == SEQ), None)
-        try:
-            if seq is not None:
-                marks.admit_encoded(seq)
-        except UndecodableRecord:
-            pass  # what no relay wrote leaves no mark
-    return marks
 
 
 def _facts(batch: Batch) -> Facts:

@@ -8,6 +8,7 @@ have one can then only be a later one. Topics read by one pattern begin together
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 
 from confluent_kafka import Consumer as KafkaConsumer
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
@@ -16,6 +17,7 @@ from sqlalchemy import Connection, text
 from outbox.consumer.assignment import Key
 from outbox.consumer.database import Database
 from outbox.consumer.identity import Identities, TopicIdentity
+from outbox.consumer.position import Misplaced, command
 from outbox.consumer.settings import Start
 
 TIMEOUT = 5.0
@@ -33,10 +35,12 @@ SELECT set_config('lock_timeout', '10000', true),
 # Served by the primary key, whose first column is the group.
 KNOWN = text("SELECT DISTINCT topic FROM consumer_offset WHERE grp = :grp")
 
-# Promise: a partition's first offset is written once, whoever comes first.
+# Promise: a partition's first offset is written once, whoever comes first, with why it is this one.
 FIRST = text("""
-INSERT INTO consumer_offset (grp, topic, partition, cluster_id, topic_id, next_offset)
-VALUES (:grp, :topic, :partition, :cluster_id, :topic_id, :next_offset)
+INSERT INTO consumer_offset (grp, topic, partition, cluster_id, topic_id, next_offset, partitions,
+    moved_at, moved_by, moved_why, moved_to)
+VALUES (:grp, :topic, :partition, :cluster_id, :topic_id, :next_offset, :partitions,
+    clock_timestamp(), :owner, :why, :next_offset)
 ON CONFLICT (grp, topic, partition) DO NOTHING
 """)
 
@@ -56,15 +60,19 @@ class Beginnings:
     client: KafkaConsumer
     database: Database
     group: str
+    owner: str
     identities: Identities
     start: Start
     together: Callable[[str], tuple[Iterable[str], Callable[[str], object]]]
 
     def write(self, topic: str, partition: int, identity: TopicIdentity) -> None:
-        """See to it that the partition has a row. Raises KafkaException; then nothing was written."""
+        """See to it that the partition has a row.
+
+        Raises KafkaException, or Misplaced where a person has to say where. Nothing was written then.
+        """
         topics, began = self.together(topic)
         # The brokers are asked before anybody is kept waiting.
-        first = {(topic, partition): self._bounds(topic, partition)[0]}
+        first = {(topic, partition): self.bounds(topic, partition)[0]}
         identified = {topic: identity}
         ends: dict[Key, int] = {}
         if self.start != "earliest":
@@ -72,7 +80,8 @@ class Beginnings:
             numbers = {name: self._numbers(name) for name in identified}
             if partition not in numbers[topic]:
                 raise KafkaException(KafkaError(KafkaError._UNKNOWN_PARTITION))
-            ends = {(name, n): self._bounds(name, n)[1] for name in numbers for n in numbers[name]}
+            if self.start != "stop":
+                ends = {(name, n): self._start(name, n) for name in numbers for n in numbers[name]}
         self.database.transact(lambda: self._store(began, identified, first, ends))
 
     def _store(
@@ -82,7 +91,8 @@ class Beginnings:
         first: Mapping[Key, int],
         ends: Mapping[Key, int],
     ) -> None:
-        """One transaction: all of them at their ends, or the one that appeared later at its beginning."""
+        """One transaction: all of them where the group starts, or the one that appeared later at its
+        beginning."""
         with (
             self.database.engine.connect().execution_options(isolation_level="READ COMMITTED") as connection,
             connection.begin(),
@@ -91,13 +101,26 @@ class Beginnings:
             connection.execute(ALONE, {"grp": self.group})
             known = connection.scalars(KNOWN, {"grp": self.group}).all()
             later = self.start == "earliest" or appeared_later(known, began)
-            self._insert(connection, identified, first if later else ends)
+            if later:
+                start = self.start == "earliest"
+                why = "start=earliest" if start else "it appeared after the group began"
+                self._insert(connection, identified, first, why)
+            elif self.start == "stop":
+                ((topic, partition),) = first
+                raise Misplaced(
+                    f"group {self.group} never read it, and start='stop'; say where: "
+                    f"{command('seek', self.group, topic, partition, ' --to beginning')}",
+                    moves=None,
+                )
+            else:
+                self._insert(connection, identified, ends, f"start={self.start}")
 
     def _insert(
         self,
         connection: Connection,
         identified: Mapping[str, TopicIdentity],
         offsets: Mapping[Key, int],
+        why: str,
     ) -> None:
         rows = [
             {
@@ -107,6 +130,9 @@ class Beginnings:
                 "cluster_id": identified[topic].cluster_id,
                 "topic_id": identified[topic].topic_id,
                 "next_offset": offset,
+                "partitions": identified[topic].partitions,
+                "owner": self.owner,
+                "why": why,
             }
             for (topic, partition), offset in offsets.items()
         ]
@@ -120,13 +146,25 @@ class Beginnings:
         known = {name: it for name, it in found.items() if isinstance(it, TopicIdentity)}
         return {topic: identity, **known}
 
+    def _start(self, topic: str, partition: int) -> int:
+        """The end, or the first record of the time at which the group starts."""
+        end = self.bounds(topic, partition)[1]
+        if not isinstance(self.start, datetime):
+            return end
+        place = TopicPartition(topic, partition, int(self.start.timestamp() * 1000))
+        (found,) = self.client.offsets_for_times([place], timeout=TIMEOUT)
+        if found.error is not None:
+            raise KafkaException(found.error)
+        return end if found.offset < 0 else found.offset
+
     def _numbers(self, topic: str) -> list[int]:
         found = self.client.list_topics(topic, timeout=TIMEOUT).topics[topic]
         if found.error is not None:
             raise KafkaException(found.error)
         return sorted(found.partitions)
 
-    def _bounds(self, topic: str, partition: int) -> tuple[int, int]:
+    def bounds(self, topic: str, partition: int) -> tuple[int, int]:
+        """Its oldest offset, and its end. Raises KafkaException."""
         place = TopicPartition(topic, partition)
         bounds = self.client.get_watermark_offsets(place, timeout=TIMEOUT, cached=False)
         if bounds is None:

@@ -19,9 +19,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session, sessionmaker
 
+from outbox.consumer import seek as seeking
 from outbox.consumer.crew import settled_heap, signals, work
 from outbox.consumer.database import Database
 from outbox.consumer.dedupe import By, WithoutId
@@ -29,10 +30,14 @@ from outbox.consumer.dedupe import dedupe as new_dedupe
 from outbox.consumer.handlers import Handlers
 from outbox.consumer.health import Health
 from outbox.consumer.member import Member, Setup, client
+from outbox.consumer.position import Positions
 from outbox.consumer.properties import admin_properties, consumer_properties
 from outbox.consumer.readiness import wait_for_database, wait_for_topics
+from outbox.consumer.rebuild import Rebuilding, as_tables, rebuild, topics_read
+from outbox.consumer.seek import Goal, Moved
 from outbox.consumer.settings import Poison, Settings, Start, Unknown
 from outbox.consumer.stopping import Stop
+from outbox.consumer.switch import CATCH_UP, Switched, switch
 from outbox.errors import ConfigurationError
 from outbox.event import Event
 
@@ -51,7 +56,8 @@ class Consumer:
 
     group: the name under which Kafka and the database keep its place. sessions: a sessionmaker bound to the
     engine of the database that holds both the results and `consumer_offset`. kafka: librdkafka's properties,
-    passed on as they are; those that would break a guarantee are refused. The rest: see Settings.
+    passed on as they are; those that would break a guarantee are refused. projection: the tables, or mapped
+    classes, that its handlers fill and that `rebuild` empties. The rest: see Settings.
 
     Each thread needs two database connections at most. Raises ConfigurationError.
     """
@@ -63,11 +69,13 @@ class Consumer:
         sessions: "sessionmaker[Session] | async_sessionmaker[AsyncSession]",
         kafka: Mapping[str, Any],
         concurrency: int = _DEFAULTS.concurrency,
+        projection: Iterable[object] = (),
         batch_size: int = _DEFAULTS.batch_size,
         batch_bytes: int = _DEFAULTS.batch_bytes,
         batch_time: timedelta = _DEFAULTS.batch_time,
         batch_wait: timedelta | None = _DEFAULTS.batch_wait,
         start: Start = _DEFAULTS.start,
+        positions: Positions = _DEFAULTS.positions,
         unknown: Unknown = _DEFAULTS.unknown,
         attempts: int = _DEFAULTS.attempts,
         poison: Poison = _DEFAULTS.poison,
@@ -80,6 +88,7 @@ class Consumer:
         stuck_after: timedelta = _DEFAULTS.stuck_after,
         wait_for_topics: timedelta = _DEFAULTS.wait_for_topics,
     ) -> None:
+        self._projection = as_tables(projection)
         if not group:
             raise ConfigurationError("a consumer needs a group: it names its place in topics and database")
         self._handlers = self._new_handlers()
@@ -97,6 +106,7 @@ class Consumer:
                 batch_time=batch_time,
                 batch_wait=batch_wait,
                 start=start,
+                positions=positions,
                 unknown=unknown,
                 attempts=attempts,
                 poison=poison,
@@ -115,6 +125,11 @@ class Consumer:
     @property
     def group(self) -> str:
         return self._setup.group
+
+    @property
+    def database(self) -> Database:
+        """Where its results and offsets are."""
+        return self._setup.database
 
     @property
     def topics(self) -> list[str]:
@@ -212,6 +227,74 @@ class Consumer:
     def health(self) -> Health:
         """What its threads are doing at this moment. From any thread."""
         return Health(group=self.group, members=tuple(member.health() for member in tuple(self._members)))
+
+    def seek(
+        self, to: Goal, *, topic: str | None = None, partition: int | None = None, dry_run: bool = False
+    ) -> list[Moved]:
+        """Read a topic again, or go on further ahead, whether or not the group is running anywhere.
+
+        to: "beginning", "end", an offset (of one partition), a time with its zone, or an event's id. topic:
+        may be left out by a consumer of one. Parked records from there on are forgotten, for they come
+        again; what was discarded stays so. Whatever handlers wrote of what is read again stays, too: see
+        `rebuild`. Of an AsyncConsumer: while it serves, and from a thread (`asyncio.to_thread`).
+        Raises ConfigurationError, GuardViolation or Fenced; nothing was changed then.
+        """
+        if topic is None and len(self.topics) != 1:
+            raise ConfigurationError(
+                f"name the topic, this consumer reads {', '.join(self.topics) or 'none'}"
+            )
+        return seeking.seek(
+            self._setup.database,
+            self._setup.access,
+            group=self.group,
+            topic=topic or self.topics[0],
+            to=to,
+            partition=partition,
+            dry_run=dry_run,
+        )
+
+    def rebuild(self, *, incomplete: bool = False, dry_run: bool = False) -> Rebuilding:
+        """Empty the tables of `projection` and apply the whole history again, whether or not the group runs.
+
+        Emptied in the transaction that sends every partition back. Handlers run again as they are, so they
+        should fill these tables and do nothing else: what they wrote elsewhere, and events that they emit,
+        come once more. incomplete: also if retention deleted the beginning of the history.
+        Raises ConfigurationError, GuardViolation or Fenced; nothing was changed then.
+        """
+        return rebuild(
+            self._setup.database,
+            self._setup.access,
+            group=self.group,
+            topics=self._topics_read(),
+            tables=self._projection,
+            incomplete=incomplete,
+            dry_run=dry_run,
+        )
+
+    def _topics_read(self) -> list[str]:
+        """Those that handlers name, and those that the group has found by their patterns."""
+        patterns = self._handlers.patterns
+        there = topics_read(self._setup.database, self.group) if patterns else []
+        found = {topic for topic in there if any(pattern.fullmatch(topic) for pattern in patterns)}
+        return sorted({*self.topics, *found})
+
+    def take_over(
+        self,
+        old: str,
+        swap: Callable[[Connection], object],
+        *,
+        catch_up: timedelta = CATCH_UP,
+        dry_run: bool = False,
+    ) -> Switched:
+        """Take the place of group `old`, whose projection this group has built anew beside it.
+
+        swap: leads readers to the new tables (redefines a view, renames), in the transaction that retires the
+        old group. catch_up: how long the old group is held meanwhile.
+        Raises NotCaughtUp, ConfigurationError or Fenced; nothing was changed then.
+        """
+        return switch(
+            self._setup.database, old=old, new=self.group, swap=swap, catch_up=catch_up, dry_run=dry_run
+        )
 
     def _prepared(
         self,

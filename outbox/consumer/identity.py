@@ -14,10 +14,11 @@ MOCK = "mockCluster"
 
 @dataclass(frozen=True, slots=True)
 class TopicIdentity:
-    """Which topic a name means now. None is unknown and equals everything."""
+    """Which topic a name means now, and how many partitions it has. None is unknown and equals everything."""
 
     cluster_id: str | None
     topic_id: str | None
+    partitions: int | None = None
 
     def agrees(self, other: "TopicIdentity") -> bool:
         return _agree(self.cluster_id, other.cluster_id) and _agree(self.topic_id, other.topic_id)
@@ -125,8 +126,12 @@ class BrokerIdentities:
                 elif patient and code != KafkaError.TOPIC_AUTHORIZATION_FAILED:
                     raise
                 continue
-            topic_id = None if described is None else str(described.topic_id)
-            found[topic] = TopicIdentity(self._cluster_id, topic_id)
+            if described is None:
+                found[topic] = TopicIdentity(self._cluster_id, None)
+            else:
+                found[topic] = TopicIdentity(
+                    self._cluster_id, str(described.topic_id), len(described.partitions)
+                )
         return found
 
     def _result(self, future: Future[Any]) -> Any:

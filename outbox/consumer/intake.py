@@ -86,7 +86,9 @@ class Intake:
                 continue
             position, doubted = partition.position, partition.doubted
             arrival = partition.arrive(message, offset)
-            if arrival is Arrival.JUMP:
+            if arrival is Arrival.FORK:
+                self._vigil.forked(partition, message)
+            elif arrival is Arrival.JUMP:
                 astray[partition.key] = partition
             elif doubted is not None and arrival is Arrival.TAKE:
                 partition.doubted = None
@@ -131,7 +133,7 @@ class Intake:
         if code == KafkaError._AUTO_OFFSET_RESET and message is not None:
             partition = self._assignment.partitions.get((topic or "", message.partition() or 0))
             if partition is not None:
-                self._vigil.out_of_range(partition)
+                self._vigil.out_of_range(partition, error.str())
             return
         if code == KafkaError._MAX_POLL_EXCEEDED:
             self.notice.trouble(

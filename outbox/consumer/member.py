@@ -3,9 +3,10 @@
 Hook points fired in this thread: `consumer.assigned`, `consumer.revoked` (lost: without being asked),
 `consumer.claimed`, `consumer.polled`, `consumer.batch.*`, `consumer.jump`, `consumer.fenced`,
 `consumer.retrying`, `consumer.parked`, `consumer.released`, `consumer.failed_again`, `consumer.discarded`,
-`consumer.stopped`, `consumer.rebuilt`, `consumer.client_error` (what the Kafka client tells of),
-`consumer.statistics` (its own, as a mapping), `consumer.inbox_seen`, `consumer.inbox_swept`,
-`consumer.inbox_held`; `consumer.blocker_terminated` in a helper thread. An AsyncConsumer fires those of
+`consumer.stopped`, `consumer.rebuilt`, `consumer.repartitioned`, `consumer.moved`, `consumer.client_error`
+(what the Kafka client tells of), `consumer.statistics` (its own, as a mapping), `consumer.inbox_seen`,
+`consumer.inbox_swept`, `consumer.inbox_held`; `consumer.blocker_terminated` and `consumer.run_up` (a stage is
+stored, the last one with `reached` None) in helper threads. An AsyncConsumer fires those of
 transactions (`consumer.batch.*`, `consumer.parked`, `consumer.released`, …) on its event loop, which they
 must not block.
 """
@@ -35,11 +36,17 @@ from outbox.consumer.inbox import Inbox
 from outbox.consumer.inbox_ring import InboxRing
 from outbox.consumer.intake import ClientDied, Intake
 from outbox.consumer.interest import Interest
+from outbox.consumer.mend import Mender
 from outbox.consumer.mirror import Mirror
 from outbox.consumer.notice import Notice
 from outbox.consumer.partition import Partition
 from outbox.consumer.properties import admin_properties, is_incremental, member_properties
+from outbox.consumer.recall import Recall
 from outbox.consumer.redrive import Redrive
+from outbox.consumer.refill import Refill
+from outbox.consumer.run_up import RunUp, RunUps
+from outbox.consumer.scout import scouting
+from outbox.consumer.seek import Access
 from outbox.consumer.settings import Settings, batch_time, owner
 from outbox.consumer.sift import Sieve
 from outbox.consumer.takeover import Takeover
@@ -68,6 +75,13 @@ class Setup:
     settings: Settings
     new_client: Callable[[dict[str, Any]], KafkaConsumer] = KafkaConsumer
     new_identities: Callable[[Mapping[str, Any]], Identities] = BrokerIdentities
+
+    @property
+    def access(self) -> Access:
+        """How to look into its topics without being a member."""
+        return Access(
+            properties=self.properties, new_client=self.new_client, new_identities=self.new_identities
+        )
 
 
 def client(setup: Setup, properties: Mapping[str, Any]) -> KafkaConsumer:
@@ -118,21 +132,52 @@ class Member:
             self._client, setup.group, incremental=by_hand or is_incremental(properties)
         )
         claimer = Claimer(
-            database=setup.database, group=setup.group, owner=self._owner, patience=settings.claim_patience
+            database=setup.database,
+            group=setup.group,
+            owner=self._owner,
+            patience=settings.claim_patience,
+            positions=settings.positions,
         )
         self._interest = Interest(self._client, setup.handlers, properties)
         beginnings = Beginnings(
             client=self._client,
             database=setup.database,
             group=setup.group,
+            owner=self._owner,
             identities=self._identities,
             start=settings.start,
             together=self._interest.together,
         )
         self._takeover = Takeover(claimer, self._identities, beginnings)
-        self._vigil = Vigil(self._client, self._assignment, self._identities, settings.identity_check)
+        mender = Mender(
+            database=setup.database,
+            group=setup.group,
+            owner=self._owner,
+            patience=settings.claim_patience,
+            positions=settings.positions,
+        )
+        self._vigil = Vigil(
+            self._client,
+            self._assignment,
+            self._identities,
+            mender,
+            lambda: scouting(setup.properties, setup.new_client),
+            settings.identity_check,
+        )
         self._intake = Intake(
             self._client, self._assignment, self._vigil, setup.group, size=settings.batch_size
+        )
+        idle = str(int(settings.idle_timeout.total_seconds() * 1000))
+        self._recall = Recall(setup.database, setup.group)
+        self._run_up = RunUp(
+            RunUps(
+                database=setup.database,
+                properties=setup.properties,
+                identities=lambda: setup.new_identities(admin_properties(setup.properties)),
+                idle=idle,
+                refill=Refill(self._inbox, self._sieve),
+                new_client=setup.new_client,
+            )
         )
         self._mirror = Mirror(self._client, settings.mirror, self._owner)
         runner = BatchRunner(
@@ -156,7 +201,7 @@ class Member:
             setup.database,
             self._sieve,
             self._limit,
-            str(int(settings.idle_timeout.total_seconds() * 1000)),
+            idle,
         )
         if self._places is not None:
             self._assignment.add([Partition(*place) for place in self._places])
@@ -168,6 +213,7 @@ class Member:
         """
         try:
             self._subscribe()
+            self._follow_moves()
             self._claim_due()
             drained = self._intake.poll(self._patience(timeout), more=not self._enough())
             self._raise_failure()
@@ -211,6 +257,7 @@ class Member:
     def close(self) -> None:
         """Leave the group. Whatever was polled and not committed is read again by whoever comes next."""
         self.alive = False
+        self._run_up.close()
         self._applied += self._work.applied
         self._work.applied = 0
         try:
@@ -268,6 +315,14 @@ class Member:
             self._full(partition) and partition.runnable(now)
             for partition in self._assignment.partitions.values()
         )
+
+    def _follow_moves(self) -> None:
+        """Leave what somebody moved; read what is rebuilt since it was moved."""
+        partitions = self._assignment.partitions
+        for partition in self._recall.run_once(partitions.values()):
+            self._assignment.pause(partition)
+        for partition in self._run_up.run_once(partitions.values()):
+            self._intake.reposition(partition)
 
     def _patience(self, timeout: float) -> float:
         """How long the poll may wait: not at all while something could be run, never past what is due."""

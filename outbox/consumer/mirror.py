@@ -46,7 +46,7 @@ class Mirror:
         moved = {key: place for key, place in moved.items() if self._shown.get(key) != place}
         if not moved:
             return
-        epochs = {partition.key: partition.leader_epoch for partition in partitions}
+        epochs = {p.key: -1 if p.leader_epoch is None else p.leader_epoch for p in partitions}
         try:
             self._client.commit(
                 offsets=[

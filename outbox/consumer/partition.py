@@ -28,6 +28,7 @@ class Arrival(enum.Enum):
     TAKE = enum.auto()
     DROP = enum.auto()
     JUMP = enum.auto()
+    FORK = enum.auto()
 
 
 class Status(enum.StrEnum):
@@ -35,6 +36,7 @@ class Status(enum.StrEnum):
 
     CLAIMING = "claiming"
     READING = "reading"
+    RUN_UP = "run-up"
     RETRYING = "retrying"
     STOPPED = "stopped"
 
@@ -44,7 +46,11 @@ class Partition:
     """One assigned partition.
 
     claim: our right to move its offset; None until claimed (again). expected: the row's next_offset.
+    leader_epoch: of the record before it, None if unknown. probing: that record is fetched once more, because
+    a log that was cut off and has grown since has another one there, of another leader.
     parked: records of it that wait in the database; nobody else changes that while the claim holds.
+    run_up: how far its marks were rebuilt, None when they are whole: nothing is polled before. moves: how
+    often its offset had been moved on purpose when we looked at its row, None: there was no row.
     position: the offset the next polled record should have. fresh: nothing was polled since it was
     positioned. fenced: its row is not as we knew it, claim it again. doubted: the offset a first record had
     beyond `position`, not believed yet. verified: its topic was seen to be the claimed one after records were
@@ -55,7 +61,7 @@ class Partition:
     undisputed: monotonic time after which the next one counts as the first. due: monotonic time before which
     it rests. reason: why it does not read. end: of what can be read, as last seen; complete: all before it is
     applied. applied: records done with; applied_at: when, last (seconds since 1970). progressed: monotonic
-    time of that, or of having had nothing to do. leader_epoch: of the last record done with.
+    time of that, or of having had nothing to do.
     """
 
     topic: str
@@ -63,7 +69,11 @@ class Partition:
     claim: Claim | None = None
     marks: Marks = field(default_factory=Marks)
     expected: int = 0
+    leader_epoch: int | None = None
+    probing: bool = False
     parked: int = 0
+    run_up: int | None = None
+    moves: int | None = None
     position: int = 0
     fresh: bool = True
     doubted: int | None = None
@@ -87,15 +97,14 @@ class Partition:
     applied: int = 0
     applied_at: float | None = None
     progressed: float = field(default_factory=time.monotonic)
-    leader_epoch: int = -1
 
     @property
     def key(self) -> tuple[str, int]:
         return self.topic, self.number
 
     def reads(self) -> bool:
-        """Is it claimed and not stopped?"""
-        return self.claim is not None and not self.stopped
+        """Is it claimed, not stopped, and are its marks whole?"""
+        return self.claim is not None and not self.stopped and self.run_up is None
 
     @property
     def lag(self) -> int | None:
@@ -116,6 +125,8 @@ class Partition:
             return Status.STOPPED
         if self.claim is None:
             return Status.CLAIMING
+        if self.run_up is not None:
+            return Status.RUN_UP
         return Status.RETRYING if self.failures else Status.READING
 
     def begin(self, claim: Claim) -> None:
@@ -123,7 +134,11 @@ class Partition:
         self.claim = claim
         self.marks = claim.marks
         self.expected = claim.next_offset
+        self.leader_epoch = claim.leader_epoch
+        self.probing = claim.leader_epoch is not None and claim.next_offset > 0
         self.parked = claim.parked
+        self.run_up = claim.run_up
+        self.moves = claim.moves
         self.singly = self.wary = WARY if claim.suspect else 0
         self.tries = self.failures = 0
         self.due = 0.0
@@ -154,6 +169,18 @@ class Partition:
         self.disputes = 1 if now > self.undisputed else self.disputes + 1
         self.undisputed = now + PEACE
 
+    def call_back(self, reason: str) -> None:
+        """Somebody moved its offset: claim it now, also if it stood still."""
+        self.stopped = False
+        self.failures = 0
+        self.release(reason, 0.0)
+
+    def whole(self, marks: Marks) -> None:
+        """Its marks are rebuilt; the Kafka client is about to be positioned."""
+        self.marks = marks
+        self.run_up = None
+        self.reason = None
+
     def rest(self, reason: str, wait: float) -> None:
         """Keep the records and try them again after `wait` seconds."""
         self.reason = reason
@@ -175,17 +202,25 @@ class Partition:
         later check would notice, so it counts only when a second, fresh fetch begins with the same one.
         """
         if not self.reads() or offset < self.position:
-            return Arrival.DROP
+            return self._probe(message, offset)
         if offset > self.position and self.fresh and offset != self.doubted:
             self.doubted = offset
             return Arrival.JUMP
-        self.fresh = False
+        self.fresh = self.probing = False
         self.position = offset + 1
         if not self.polled:
             self.since = time.monotonic()
         self.polled.append(message)
         self.held += len(message)
         return Arrival.TAKE
+
+    def _probe(self, message: Polled, offset: int) -> Arrival:
+        """Is the record before our position the one that was applied?"""
+        if not (self.reads() and self.probing and offset == self.position - 1):
+            return Arrival.DROP
+        self.probing = False
+        epoch = message.leader_epoch()
+        return Arrival.DROP if epoch in {None, self.leader_epoch} else Arrival.FORK
 
     def runnable(self, now: float) -> bool:
         """Are there records that may be run now?"""
@@ -217,7 +252,7 @@ class Partition:
         done = outcome.records
         if not done:
             return
-        self.leader_epoch = _leader_epoch(self.polled[done - 1])
+        self.leader_epoch = self.polled[done - 1].leader_epoch()
         if done == len(self.polled):
             self._forget()
         else:
@@ -248,9 +283,3 @@ def _fitting(messages: Sequence[Polled], volume: int) -> int:
         if total > volume:
             return max(1, count)
     return len(messages)
-
-
-def _leader_epoch(message: Polled) -> int:
-    """-1 for brokers that tell none."""
-    epoch = message.leader_epoch()
-    return -1 if epoch is None else epoch

@@ -4,14 +4,17 @@ import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
+from outbox.consumer.position import Positions
 from outbox.errors import ConfigurationError
 
-Start = Literal["earliest", "latest"]
+Start = Literal["earliest", "latest", "stop"] | datetime
 Unknown = Literal["skip", "park", "stop"]
 Poison = Literal["park", "stop"]
+
+_STAND_STILL = Positions()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +35,11 @@ class Settings:
         cut.
     batch_wait: how long a partition's few records wait for more to share their transaction. None: not at all
         while nothing else arrives, a few rounds while there is more to read.
-    start: where a partition begins that this group has never read; later the database's offset decides.
+    start: where a partition begins that this group has never read: at the oldest record, behind the newest,
+        at the first of this time (with its zone) or later, or nowhere until `outbox-relay consumers seek`
+        says where. Later the database's offset decides. A partition that is added to a topic which the group
+        reads already always begins with its oldest record.
+    positions: what becomes of a partition whose stored offset cannot be read from; see Positions.
     unknown: what becomes of a record whose type has no handler: skip it (said once a type), park it, or stop
         its partition.
     attempts: how often a record is tried, each time alone, before an unexpected exception makes it poison.
@@ -63,6 +70,7 @@ class Settings:
     batch_time: timedelta = timedelta(seconds=30)
     batch_wait: timedelta | None = None
     start: Start = "earliest"
+    positions: Positions = _STAND_STILL
     unknown: Unknown = "skip"
     attempts: int = 3
     poison: Poison = "park"
@@ -81,7 +89,6 @@ class Settings:
             if not isinstance(value, int) or value < 1:
                 raise ConfigurationError(f"{name} is {value!r}; it must be an integer from 1 on")
         for name, allowed in (
-            ("start", ("earliest", "latest")),
             ("unknown", ("skip", "park", "stop")),
             ("poison", ("park", "stop")),
         ):
@@ -89,6 +96,9 @@ class Settings:
                 raise ConfigurationError(
                     f"{name}={getattr(self, name)!r} is none of {', '.join(map(repr, allowed))}"
                 )
+        if not isinstance(self.positions, Positions):
+            raise ConfigurationError(f"positions is {self.positions!r}; write Positions(below='earliest')")
+        _check_start(self.start)
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name in ("handler_limit", "batch_wait") and value is None:
@@ -97,6 +107,14 @@ class Settings:
                 isinstance(value, timedelta) and value > timedelta(0)
             ):
                 raise ConfigurationError(f"{field.name} is {value!r}; it must be a positive timedelta")
+
+
+def _check_start(start: object) -> None:
+    if isinstance(start, datetime):
+        if start.tzinfo is None:
+            raise ConfigurationError(f"start={start!r} has no time zone; write datetime(..., tzinfo=UTC)")
+    elif start not in ("earliest", "latest", "stop"):
+        raise ConfigurationError(f"start={start!r} is none of 'earliest', 'latest', 'stop', a datetime")
 
 
 def owner(member: int) -> str:

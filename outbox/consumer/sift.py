@@ -41,9 +41,18 @@ class Sieve:
         self._unknown = unknown
         self._said: set[tuple[str, str]] = set()
 
-    def sift(self, topic: str, messages: Sequence[Polled], marks: Marks) -> Sifted:
-        """`marks` stays as it is. Raises UndecodableRecord or Reject for a record that
-        can never pass, ConfigurationError where it stops its partition."""
+    def sift(
+        self,
+        topic: str,
+        messages: Sequence[Polled],
+        marks: Marks,
+        discarded: frozenset[int] = frozenset(),
+    ) -> Sifted:
+        """`marks` stays as it is. discarded: offsets that are passed over.
+
+        Raises UndecodableRecord or Reject for a record that can never pass, ConfigurationError where it stops
+        its partition.
+        """
         marks = marks.copy()
         routes = self._handlers.routes(topic)
         runs: list[Run] = []
@@ -63,7 +72,9 @@ class Sieve:
             if seq is not None and not marks.admit_encoded(seq):
                 repeats += 1
                 continue
-            if replay is not None and not replayed_for(replay, self._group):
+            if (discarded and message.offset() in discarded) or (
+                replay is not None and not replayed_for(replay, self._group)
+            ):
                 skipped += 1
                 continue
             if seq is None:

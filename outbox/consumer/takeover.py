@@ -14,6 +14,7 @@ from outbox.consumer.identity import Identities, TopicIdentity, TopicMissing
 from outbox.consumer.notice import Notice
 from outbox.consumer.outcome import passes
 from outbox.consumer.partition import Partition
+from outbox.consumer.position import Misplaced
 from outbox.errors import GuardViolation, SchemaError
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class Takeover:
             try:
                 self._one(partition, identity)
             except GuardViolation as error:
+                partition.moves = error.moves if isinstance(error, Misplaced) else None
                 partition.stop(str(error))
             except KafkaException as error:
                 self._later(
@@ -88,6 +90,7 @@ class Takeover:
                 partition.number,
                 identity,
                 lambda: self._beginnings.write(partition.topic, partition.number, identity),
+                lambda: self._beginnings.bounds(partition.topic, partition.number)[0],
             )
         )
         log.info(

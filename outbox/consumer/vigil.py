@@ -8,20 +8,30 @@ succeed in a new one.
 """
 
 import logging
+import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from datetime import timedelta
 
 from confluent_kafka import Consumer as KafkaConsumer
 from confluent_kafka import KafkaException, TopicPartition
+from sqlalchemy.exc import SQLAlchemyError
 
 from outbox.consumer.assignment import Assignment, describe
 from outbox.consumer.beginning import TIMEOUT
 from outbox.consumer.identity import Identities, TopicIdentity, TopicMissing
+from outbox.consumer.mend import Mender, Problem
 from outbox.consumer.notice import Notice
+from outbox.consumer.outcome import brief
 from outbox.consumer.partition import Partition
+from outbox.consumer.record import Polled
+from outbox.consumer.scout import Scout
 
 log = logging.getLogger(__name__)
+
+_TRUNCATED, _FORK = "truncation detected", re.compile(r"broker end offset is (-?\d+)")
+"""How librdkafka words it; no other way tells."""
 
 AGAIN = 0.5
 """Seconds before brokers that gave no answer are asked again."""
@@ -37,11 +47,19 @@ class Vigil:
     """Watches over the positions of one member."""
 
     def __init__(
-        self, client: KafkaConsumer, assignment: Assignment, identities: Identities, every: timedelta
+        self,
+        client: KafkaConsumer,
+        assignment: Assignment,
+        identities: Identities,
+        mender: Mender,
+        scouting: Callable[[], AbstractContextManager[Scout]],
+        every: timedelta,
     ) -> None:
         self._client = client
         self._assignment = assignment
         self._identities = identities
+        self._mender = mender
+        self._scouting = scouting
         self._every = every.total_seconds()
         self._asked = 0.0
         self.notice = Notice()
@@ -88,37 +106,80 @@ class Vigil:
         else:
             self._seen.pop(topic, None)
 
-    def out_of_range(self, partition: Partition) -> None:
-        """The brokers have no record at our position. Stop, unless they were wrong for a moment."""
+    def out_of_range(self, partition: Partition, said: str) -> None:
+        """The brokers have no record at our position. Stop or go on elsewhere, as `positions` says, unless
+        they were wrong for a moment."""
         if not partition.reads():
+            return
+        if partition.probing:
+            # The record before our position may be gone while ours is there.
+            partition.probing = False
+            self._assignment.reposition(partition)
             return
         partition.verified = False
         self.verify([partition])
         if not partition.reads():
             return
+        found = self._problem(partition, said)
+        if found is None:
+            partition.release("the brokers refused a position they have", AGAIN)
+            self._assignment.pause(partition)
+        else:
+            self._mend(partition, *found)
+
+    def forked(self, partition: Partition, message: Polled) -> None:
+        """The record before our position is not the one that was applied: the log was cut off and has grown.
+
+        Stop or go on elsewhere, as `positions` says.
+        """
+        partition.verified = False
+        self.verify([partition])
+        epoch = partition.leader_epoch
+        if not partition.reads() or epoch is None:
+            return
+        at = None
+        try:
+            if (message.leader_epoch() or 0) > epoch:
+                with self._scouting() as scout:
+                    at = scout.fork(*partition.key, epoch, partition.position)
+        except KafkaException as error:
+            log.info("the brokers do not tell where %s was cut off: %s", partition.topic, describe(error))
+        goal = "beginning" if at is None else str(at)
+        self._mend(partition, self._mender.truncated(partition.position, at), goal)
+
+    def _mend(self, partition: Partition, problem: Problem, goal: str) -> None:
+        position = partition.position
+        if problem.to is None:
+            self._assignment.stop(partition, problem.remedy(self._mender.group, partition, goal))
+            return
+        # What was polled and not applied yet comes again, unless it is gone, too: the claim shows.
+        expected = partition.expected
+        try:
+            wait = 0.0 if position != expected or self._mender.go_on(partition, problem) else AGAIN
+        except SQLAlchemyError as error:
+            log.warning("%s[%s]: cannot be moved yet: %s", *partition.key, brief(error))
+            wait = AGAIN
+        partition.release(problem.what, wait)
+        self._assignment.pause(partition)
+
+    def _problem(self, partition: Partition, said: str) -> tuple[Problem, str] | None:
+        """What is wrong, and the goal to propose; None if nothing is."""
+        position = partition.position
+        if _TRUNCATED in said:
+            fork = _FORK.search(said)
+            at = int(fork[1]) if fork is not None and int(fork[1]) >= 0 else None
+            return self._mender.truncated(position, at), "beginning" if at is None else str(at)
         place = TopicPartition(partition.topic, partition.number)
         try:
             bounds = self._client.get_watermark_offsets(place, timeout=TIMEOUT, cached=False)
         except KafkaException as error:
-            bounds = None
             log.info("the brokers do not tell the offsets of %s: %s", partition.topic, describe(error))
-        position = partition.position
-        if bounds is not None and position < bounds[0]:
-            reason = (
-                f"offset {position} is gone, the oldest that Kafka still has is {bounds[0]}: retention "
-                f"deleted {bounds[0] - position} offsets before this group read them. To go on without them, "
-                f"stop the group and set next_offset = {bounds[0]} in consumer_offset"
-            )
-        elif bounds is not None and position > bounds[1]:
-            reason = (
-                f"offset {position} is beyond the end {bounds[1]}: the log was truncated, or the topic was "
-                "made again. Find out which records are there before you set next_offset in consumer_offset"
-            )
-        else:
-            partition.release("the brokers refused a position they have", AGAIN)
-            self._assignment.pause(partition)
-            return
-        self._assignment.stop(partition, reason)
+            return None
+        if position < bounds[0]:
+            return self._mender.below(position, bounds[0]), "beginning"
+        if position > bounds[1]:
+            return self._mender.above(position, bounds[1]), "end"
+        return None
 
     def _compare(
         self, partitions: Iterable[Partition], found: dict[str, TopicIdentity | TopicMissing], asked: float
@@ -134,10 +195,6 @@ class Vigil:
                 partition.release(f"{answer} any more", AGAIN)
                 self._assignment.pause(partition)
             elif not answer.agrees(claimed):
-                self._assignment.stop(
-                    partition,
-                    answer.difference(
-                        partition.topic, cluster_id=claimed.cluster_id, topic_id=claimed.topic_id
-                    )
-                    + " Its stored offset means other records",
-                )
+                # The claim compares with the row, and stops it or goes on as `positions` says.
+                partition.release("another topic has its name", 0.0)
+                self._assignment.pause(partition)

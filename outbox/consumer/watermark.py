@@ -8,9 +8,12 @@ no part in this: a later owner's plan must not outrank an earlier record of the 
 """
 
 import json
+from collections.abc import Iterable
 from typing import Self
 
-from outbox.record import Seq
+from outbox.consumer.record import Polled, headers_of
+from outbox.errors import UndecodableRecord
+from outbox.record import SEQ, Seq
 
 Mark = list[int]
 """[delta, position]: compares as a place in the stream, and is moved in place."""
@@ -64,6 +67,16 @@ class Marks:
             return False
         shards[seq.shard] = place
         return True
+
+    def pass_by(self, messages: Iterable[Polled]) -> None:
+        """Count these as applied, as far as their headers can be read: what no relay wrote leaves no mark."""
+        for message in messages:
+            seq = next((value for name, value in headers_of(message) if name == SEQ), None)
+            try:
+                if seq is not None:
+                    self.admit_encoded(seq)
+            except UndecodableRecord:
+                pass
 
     def copy(self) -> "Marks":
         """An independent copy, so that a batch that fails leaves no trace."""

@@ -329,6 +329,15 @@ consumer_offset = Table(
     Column("inbox_seen_at", _timestamp),
     Column("inbox_seen_high", BigInteger),
     Column("inbox_read_through", _timestamp),
+    Column("run_up", BigInteger),
+    Column("moves", BigInteger, nullable=False, server_default=text("0")),
+    Column("moved_at", _timestamp),
+    Column("moved_by", Text),
+    Column("moved_why", Text),
+    Column("moved_from", BigInteger),
+    Column("moved_to", BigInteger),
+    Column("partitions", Integer),
+    Column("retired", Text),
     PrimaryKeyConstraint("grp", "topic", "partition"),
 )
 

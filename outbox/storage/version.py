@@ -1,3 +1,3 @@
 """The schema version that this release needs; a module of its own, because the relay knows no SQLAlchemy."""
 
-LATEST = 8
+LATEST = 9

@@ -15,7 +15,7 @@ from outbox.errors import ConfigurationError, SchemaError
 from relay import database
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, Engine
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -48,7 +48,14 @@ def database_url(command: F) -> F:
 
 @contextmanager
 def connected(url: str | None) -> "Iterator[Connection]":
-    """One transaction for commands that are no daemon and wait for nothing.
+    """One transaction for commands that are no daemon and wait for nothing. Raises as `engine` does."""
+    with engine(url) as made, made.begin() as connection:
+        yield connection
+
+
+@contextmanager
+def engine(url: str | None) -> "Iterator[Engine]":
+    """For commands that begin their transactions themselves.
 
     Raises ConfigurationError for a missing or malformed URL and an unreachable server, SchemaError for what
     the server refuses.
@@ -57,7 +64,7 @@ def connected(url: str | None) -> "Iterator[Connection]":
     from sqlalchemy.exc import DBAPIError
     from sqlalchemy.pool import NullPool
 
-    engine = create_engine(
+    made = create_engine(
         "postgresql+psycopg://",
         creator=partial(_open, url_of(url)),
         poolclass=NullPool,
@@ -65,8 +72,7 @@ def connected(url: str | None) -> "Iterator[Connection]":
         isolation_level="READ COMMITTED",
     )
     try:
-        with engine.begin() as connection:
-            yield connection
+        yield made
     except DBAPIError as error:
         said = str(error.orig).strip().splitlines()[0]
         raise SchemaError(f"the database refuses: {said}; {_remedy(error.orig)}") from error

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, text
 
-from outbox.consumer import batch, claim, partition, release
+from outbox.consumer import batch, claim, move, partition, release
 from outbox.consumer.identity import TopicIdentity
 from outbox.consumer.partition import Arrival, Partition
 from outbox.consumer.record import Polled
@@ -67,6 +67,30 @@ def trusts_names(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(TopicIdentity, "agrees", agrees)
     statement = claim.CLAIM.text.replace("AND (topic_id = :topic_id) IS NOT FALSE", "")
     patch.setattr(claim, "CLAIM", text(statement))
+
+
+def marks_emptied(patch: pytest.MonkeyPatch) -> None:
+    """A moved partition begins with no marks at all."""
+    statement = move.MOVE.text.replace("CASE WHEN :run_up OR run_up IS NOT NULL THEN -1 END", "NULL")
+    patch.setattr(
+        move, "MOVE", text(statement.replace("CASE WHEN :empty THEN '{}' ELSE sources END", "'{}'"))
+    )
+
+
+def marks_kept(patch: pytest.MonkeyPatch) -> None:
+    """A moved partition keeps the marks it had."""
+    statement = move.MOVE.text.replace("CASE WHEN :run_up OR run_up IS NOT NULL THEN -1 END", "NULL")
+    patch.setattr(move, "MOVE", _without(statement, "sources = CASE WHEN :empty THEN '{}' ELSE sources END,"))
+
+
+def all_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """A seek drops every parked record, also those that are not read again."""
+    patch.setattr(move, "FORGET", _without(move.FORGET.text, "AND record_offset >= :to"))
+
+
+def none_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """A seek keeps every parked record, also those that are read again."""
+    patch.setattr(move, "FORGET", text(f"{move.FORGET.text} AND false"))
 
 
 def waits_for_ever(patch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import UUID
 
 from confluent_kafka import Producer
 from sqlalchemy import Engine, Row, text
@@ -209,6 +210,7 @@ class Stage:
         type_: str | None = "thing.done.v1",
         key: str | None = "k",
         topic: str | None = None,
+        id_: UUID | None = None,
     ) -> None:
         """One record; `flush` afterwards."""
         headers: list[tuple[str, str | bytes | None]] = []
@@ -216,6 +218,8 @@ class Stage:
             headers.append(("type", type_.encode()))
         if seq is not None:
             headers.append(("outbox-seq", seq.encode()))
+        if id_ is not None:
+            headers.append(("id", str(id_).encode()))
         self._put[partition] += topic is None
         self._producer.poll(0)  # records count as queued until their reports are taken
         self._producer.produce(topic or self.topic, value, key, partition=partition, headers=headers)

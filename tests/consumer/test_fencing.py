@@ -202,7 +202,7 @@ def test_claims_wait_in_line_without_ending_each_other(build: StageFactory, seen
     )
 
     def claim(_: int) -> int:
-        return claimer.claim(stage.topic, 0, TopicIdentity(None, None), lambda: None).epoch
+        return claimer.claim(stage.topic, 0, TopicIdentity(None, None), lambda: None, lambda: 0).epoch
 
     with stage.engine.connect() as frozen, ThreadPoolExecutor(3) as pool:
         frozen.execute(text(LOCK), {"t": stage.topic})
@@ -236,11 +236,11 @@ def test_two_members_that_claim_a_new_partition_at_once_both_get_it(stage: Stage
     def overtake(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
         if "UPDATE consumer_offset" in statement and not began:
             began.append(statement)
-            claims.append(other.claim(stage.topic, 0, identity, begin))
+            claims.append(other.claim(stage.topic, 0, identity, begin, lambda: 0))
 
     event.listen(stage.engine, "after_cursor_execute", overtake)
     try:
-        claim = mine.claim(stage.topic, 0, identity, begin)
+        claim = mine.claim(stage.topic, 0, identity, begin, lambda: 0)
     finally:
         event.remove(stage.engine, "after_cursor_execute", overtake)
     assert (claim.next_offset, claim.epoch) == (7, claims[0].epoch + 1)

@@ -7,8 +7,11 @@ import pytest
 from sqlalchemy import Connection, Engine, Row, TextClause, text
 
 from outbox.consumer.batch import ADVANCE
-from outbox.consumer.claim import CLAIM
+from outbox.consumer.claim import CLAIM, KNOWN
 from outbox.consumer.inbox import ADMIT
+from outbox.consumer.move import HOLD, MOVE
+from outbox.consumer.recall import MOVED
+from outbox.consumer.run_up import STAGE
 from outbox.storage import ring
 from tests.consumer.stage import eventually
 
@@ -20,10 +23,40 @@ FROM generate_series(1, 10) g, generate_series(1, 20) t, generate_series(0, 19) 
 
 KEY = {"grp": "g3", "topic": "t7", "partition": 11}
 PARAMETERS: dict[str, dict[str, Any]] = {
-    "advance": {"expected": 0, "next": 5, "epoch": 0, "sources": "{}", "owner": "me", "idle": "1000"},
-    "claim": {"owner": "me", "cluster_id": "c", "topic_id": None},
+    "advance": {
+        "expected": 0,
+        "next": 5,
+        "epoch": 0,
+        "leader_epoch": 0,
+        "sources": "{}",
+        "owner": "me",
+        "idle": "1000",
+    },
+    "claim": {"owner": "me", "cluster_id": "c", "topic_id": None, "partitions": 3},
+    "stage": {"epoch": 0, "expected": 0, "run_up": 5, "sources": "{}", "idle": "1000"},
+    "hold": {},
+    "move": {
+        "to": 0,
+        "empty": True,
+        "run_up": True,
+        "cluster_id": None,
+        "topic_id": None,
+        "partitions": None,
+        "who": "me",
+        "why": "so",
+    },
+    "moved": {},
+    "known": {},
 }
-STATEMENTS = {"advance": ADVANCE, "claim": CLAIM}
+STATEMENTS = {
+    "advance": ADVANCE,
+    "claim": CLAIM,
+    "stage": STAGE,
+    "hold": HOLD,
+    "move": MOVE,
+    "moved": MOVED,
+    "known": KNOWN,
+}
 
 
 def plan(connection: Connection, statement: TextClause, parameters: dict[str, Any]) -> str:

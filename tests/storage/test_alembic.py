@@ -37,9 +37,9 @@ revision = "a1"
 down_revision = None
 def upgrade() -> None:
     op.create_table("customers", sa.Column("id", sa.Integer, primary_key=True))
-    ddl.upgrade(to=8)
+    ddl.upgrade(to=9)
 def downgrade() -> None:
-    ddl.downgrade(to=0, since=8)
+    ddl.downgrade(to=0, since=9)
     op.drop_table("customers")
 """
 

@@ -4,8 +4,8 @@ Inside an Alembic revision (`op` is used, so offline `--sql` works too):
 
     from outbox import ddl
 
-    def upgrade() -> None: ddl.upgrade(to=6)
-    def downgrade() -> None: ddl.downgrade(to=0, since=6)
+    def upgrade() -> None: ddl.upgrade(to=9)
+    def downgrade() -> None: ddl.downgrade(to=0, since=9)
 
 Without Alembic: `ddl.apply(connection)`. Both leave committing to the caller.
 """

@@ -3,10 +3,10 @@
 from sqlalchemy import Connection, TextClause, text
 
 from outbox.errors import ConfigurationError, SchemaError
-from outbox.storage.ddl import step_1, step_2, step_3, step_4, step_5, step_6, step_7, step_8
+from outbox.storage.ddl import step_1, step_2, step_3, step_4, step_5, step_6, step_7, step_8, step_9
 from outbox.storage.version import LATEST
 
-STEPS = (step_1, step_2, step_3, step_4, step_5, step_6, step_7, step_8)
+STEPS = (step_1, step_2, step_3, step_4, step_5, step_6, step_7, step_8, step_9)
 assert len(STEPS) == LATEST
 
 _CREATE_VERSION = "CREATE TABLE outbox_schema (version integer NOT NULL)"

@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    ddl.upgrade(to=8)
+    ddl.upgrade(to=9)
     op.create_table(
         "invoice",
         sa.Column("order_id", sa.Uuid, primary_key=True),
@@ -43,4 +43,4 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.drop_table("invoice_journal")
     op.drop_table("invoice")
-    ddl.downgrade(to=0, since=8)
+    ddl.downgrade(to=0, since=9)

@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    ddl.upgrade(to=8)
+    ddl.upgrade(to=9)
     op.create_table(
         "orders",
         sa.Column("id", sa.Uuid, primary_key=True),
@@ -26,4 +26,4 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.drop_table("orders")
-    ddl.downgrade(to=0, since=8)
+    ddl.downgrade(to=0, since=9)

@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    ddl.upgrade(to=8)
+    ddl.upgrade(to=9)
     op.create_table(
         "shipment",
         sa.Column("order_id", sa.Uuid, primary_key=True),
@@ -40,4 +40,4 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.drop_table("shipment_log")
     op.drop_table("shipment")
-    ddl.downgrade(to=0, since=8)
+    ddl.downgrade(to=0, since=9)

@@ -1,11 +1,10 @@
-"""`outbox-relay consumers`: how far each group is, and its parked records."""
+"""`outbox-relay consumers parked`: look at what failed for good, and mend it."""
 
 import getpass
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
-from sqlalchemy import text
 
 from outbox.consumer import wishes
 from outbox.consumer.wishes import Place
@@ -14,43 +13,11 @@ from relay.cli import options
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-OFFSETS = """
-SELECT grp, topic, partition, next_offset, owner, owner_epoch, parked, updated_at
-FROM consumer_offset WHERE (CAST(:grp AS text) IS NULL OR grp = :grp) ORDER BY grp, topic, partition
-"""
-
 SHORT = 60
 """Characters of a key or error in a list."""
 
 
 @click.group()
-def consumers() -> None:
-    """Look at consumer groups and mend what they parked."""
-
-
-@consumers.command("list", epilog="Example:  outbox-relay consumers list --group billing")
-@options.database_url
-@click.option("--group", help="Only this group.")
-@options.as_json
-def list_(database_url: str | None, group: str | None, as_json_: bool) -> None:
-    """Each group's partitions: next offset, owner, parked records."""
-    with options.connected(database_url) as connection:
-        ddl.check(connection)
-        rows = [dict(row._mapping) for row in connection.execute(text(OFFSETS), {"grp": group})]
-    if as_json_:
-        options.echo_json(rows)
-        return
-    for row in rows:
-        waiting = f", {row['parked']} parked" if row["parked"] else ""
-        click.echo(
-            f"{row['grp']}  {row['topic']}[{row['partition']}]  next offset {row['next_offset']}, "
-            f"owner {row['owner'] or 'none'} (epoch {row['owner_epoch']}){waiting}"
-        )
-    if not rows:
-        click.echo("no group has read anything yet")
-
-
-@consumers.group()
 def parked() -> None:
     """Records that failed for good, and what waits behind them."""
 
