@@ -22,7 +22,7 @@ from outbox import hooks
 from outbox.consumer import backoff
 from outbox.consumer.assignment import describe
 from outbox.consumer.claim import Claim
-from outbox.consumer.database import Database
+from outbox.consumer.database import Database, LoopEnded
 from outbox.consumer.identity import Identities, TopicIdentity
 from outbox.consumer.outcome import brief
 from outbox.consumer.partition import Partition
@@ -90,7 +90,7 @@ class _Task:
             while not self.canceled.is_set():
                 try:
                     self.marks = self._rebuild()
-                except (SQLAlchemyError, KafkaException) as error:
+                except (SQLAlchemyError, KafkaException, LoopEnded) as error:
                     failures += 1
                     self.trouble = describe(error) if isinstance(error, KafkaException) else brief(error)
                     log.warning("%s[%s]: the run-up rests: %s", *self._key, self.trouble)
