@@ -1,6 +1,6 @@
 """Carry out what `positions` says about an offset that cannot be read from, under the owner's fence."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 from outbox.consumer import move
@@ -17,19 +17,28 @@ class Problem:
     what: str
     to: int | None
 
-    def remedy(self, group: str, partition: Partition, to: str) -> str:
-        return f"{self.what}. To go on, run: {command('seek', group, *partition.key, f' --to {to}')}"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mender:
-    """For one member."""
+    """For one member. database: None for a group whose offsets are in Kafka; nothing is moved there."""
 
-    database: Database
     group: str
-    owner: str
-    patience: timedelta
-    positions: Positions
+    database: Database | None = None
+    owner: str = ""
+    patience: timedelta = timedelta(seconds=2)
+    positions: Positions = field(default_factory=Positions)
+
+    def remedy(self, problem: Problem, partition: Partition, to: str) -> str:
+        """What a person can do."""
+        topic, number = partition.key
+        if self.database is not None:
+            return (
+                f"{problem.what}. To go on, run: {command('seek', self.group, topic, number, f' --to {to}')}"
+            )
+        return (
+            f"{problem.what}. To go on, stop the group and run: kafka-consumer-groups --group {self.group} "
+            f"--topic {topic}:{number} --reset-offsets --to-earliest --execute"
+        )
 
     def below(self, position: int, oldest: int) -> Problem:
         """Kafka's oldest record is beyond the position."""
@@ -56,15 +65,16 @@ class Mender:
 
     def go_on(self, partition: Partition, problem: Problem) -> bool:
         """Move it as the policy says, if it is still ours. False: somebody else moved or claimed it."""
-        claim = partition.claim
+        claim, database = partition.claim, self.database
         assert claim is not None
+        assert database is not None
         assert problem.to is not None
         spot = Spot(group=self.group, topic=partition.topic, partition=partition.number)
         why = f"by positions: {problem.what}"
         to = problem.to
 
         def go_on() -> bool:
-            with self.database.engine.begin() as connection:
+            with database.engine.begin() as connection:
                 move.bound(connection, self.patience * 4)
                 row = connection.execute(move.HOLD, spot.values()).one()
                 ours = (row.owner_epoch, row.next_offset) == (claim.epoch, partition.expected)
@@ -72,7 +82,7 @@ class Mender:
                     move.go_on(connection, spot, origin=row.next_offset, to=to, who=self.owner, why=why)
                 return ours
 
-        moved = self.database.transact(go_on)
+        moved = database.transact(go_on)
         if moved:
             move.say(spot, to, why)
         return moved

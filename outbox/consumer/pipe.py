@@ -30,7 +30,7 @@ from outbox.consumer.pipe_member import PipeMember, PipeSetup
 from outbox.consumer.pipe_settings import PipeSettings
 from outbox.consumer.properties import admin_properties, consumer_properties
 from outbox.consumer.readiness import wait_for_topics
-from outbox.consumer.settings import Start
+from outbox.consumer.settings import Edge
 from outbox.consumer.stopping import Stop
 from outbox.errors import ConfigurationError
 from outbox.event import Event
@@ -72,7 +72,7 @@ class Pipe:
         instance: str | None = None,
         batch_size: int = _DEFAULTS.batch_size,
         batch_bytes: int = _DEFAULTS.batch_bytes,
-        start: Start = _DEFAULTS.start,
+        start: Edge = _DEFAULTS.start,
         unknown: Literal["skip", "poison", "stop"] = _DEFAULTS.unknown,
         attempts: int = _DEFAULTS.attempts,
         dead_letter: str | None = _DEFAULTS.dead_letter,

@@ -24,6 +24,7 @@ from outbox.consumer.handlers import Handlers
 from outbox.consumer.health import MemberHealth, PartitionHealth
 from outbox.consumer.identity import BrokerIdentities, Identities
 from outbox.consumer.intake import ClientDied, Intake
+from outbox.consumer.mend import Mender
 from outbox.consumer.notice import Notice
 from outbox.consumer.out import Output, dead_letter
 from outbox.consumer.outcome import Committed, GiveUp, Halt, Try, Wait, brief, judge
@@ -31,6 +32,7 @@ from outbox.consumer.outflow import Lost, Outflow, RefusedOutput, Sent
 from outbox.consumer.partition import Partition
 from outbox.consumer.pipe_settings import PipeSettings
 from outbox.consumer.properties import admin_properties, is_incremental
+from outbox.consumer.scout import scouting
 from outbox.consumer.sift import Sieve, Sifted
 from outbox.consumer.transformation import Transformation
 from outbox.consumer.vigil import Vigil
@@ -99,7 +101,14 @@ class PipeMember:
             raise ConfigurationError(f"Kafka client of group {setup.group}: {describe(error)}") from error
         self._assignment = Assignment(self._client, setup.group, incremental=is_incremental(properties))
         self._offsets = CommittedOffsets(self._client, setup.group, self._identities, settings.start)
-        self._vigil = Vigil(self._client, self._assignment, self._identities, settings.identity_check)
+        self._vigil = Vigil(
+            self._client,
+            self._assignment,
+            self._identities,
+            Mender(group=setup.group),
+            lambda: scouting(setup.consumer, setup.new_consumer),
+            settings.identity_check,
+        )
         self._intake = Intake(
             self._client, self._assignment, self._vigil, setup.group, size=settings.batch_size
         )

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
 
-from outbox.consumer.settings import Start
+from outbox.consumer.settings import Edge
 from outbox.errors import ConfigurationError
 from outbox.preflight import topic_fault
 
@@ -29,7 +29,7 @@ class PipeSettings:
 
     batch_size: int = 500
     batch_bytes: int = 4 * 1024 * 1024
-    start: Start = "earliest"
+    start: Edge = "earliest"
     unknown: Literal["skip", "poison", "stop"] = "skip"
     attempts: int = 3
     dead_letter: str | None = None

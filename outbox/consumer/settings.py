@@ -10,7 +10,8 @@ from typing import Any, Literal
 from outbox.consumer.position import Positions
 from outbox.errors import ConfigurationError
 
-Start = Literal["earliest", "latest", "stop"] | datetime
+Edge = Literal["earliest", "latest"]
+Start = Edge | Literal["stop"] | datetime
 Unknown = Literal["skip", "park", "stop"]
 Poison = Literal["park", "stop"]
 

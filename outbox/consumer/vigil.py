@@ -150,7 +150,7 @@ class Vigil:
     def _mend(self, partition: Partition, problem: Problem, goal: str) -> None:
         position = partition.position
         if problem.to is None:
-            self._assignment.stop(partition, problem.remedy(self._mender.group, partition, goal))
+            self._assignment.stop(partition, self._mender.remedy(problem, partition, goal))
             return
         # What was polled and not applied yet comes again, unless it is gone, too: the claim shows.
         expected = partition.expected
@@ -194,6 +194,10 @@ class Vigil:
             if isinstance(answer, TopicMissing):
                 partition.release(f"{answer} any more", AGAIN)
                 self._assignment.pause(partition)
+            elif not answer.agrees(claimed) and self._mender.database is None:
+                known = {"cluster_id": claimed.cluster_id, "topic_id": claimed.topic_id}
+                difference = answer.difference(partition.topic, **known)
+                self._assignment.stop(partition, f"{difference} Its stored offset means other records")
             elif not answer.agrees(claimed):
                 # The claim compares with the row, and stops it or goes on as `positions` says.
                 partition.release("another topic has its name", 0.0)
