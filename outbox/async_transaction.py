@@ -10,7 +10,7 @@ from tenacity import AsyncRetrying
 
 from outbox import isolation as levels
 from outbox.attempts import policy
-from outbox.cancellation import take_back_async
+from outbox.cancellation import promise_back
 from outbox.emission import AsyncTarget, promise
 from outbox.event import Event
 from outbox.isolation import Isolation
@@ -55,9 +55,9 @@ class AsyncOutbox(Rows):
         """Record `event` in the transaction open on `target`; see outbox.emit."""
         return promise(target, self.row_of(event, overrides))
 
-    async def cancel(self, target: AsyncTarget, event_id: UUID) -> bool:
+    def cancel(self, target: AsyncTarget, event_id: UUID) -> Coroutine[Any, Any, bool]:
         """Take back an event that was emitted with `deliver_at`; False is too late. See outbox.cancel."""
-        return await take_back_async(target, event_id)
+        return promise_back(target, event_id)
 
     @overload
     def transaction(self, function: AsyncService[P, R], /) -> AsyncTransactional[P, R]: ...

@@ -1,6 +1,6 @@
 """Take a scheduled event back, in the transaction that is open: it never leaves if that commits."""
 
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, overload
 from uuid import UUID
 
@@ -19,6 +19,7 @@ from outbox.emission import (
     is_async,
     require_open,
     require_transaction,
+    unawaited_on,
     unknown,
 )
 from outbox.row import refuse
@@ -38,7 +39,7 @@ def cancel(target: "Target | AsyncTarget", event_id: UUID) -> bool | Coroutine[A
     Raises NoTransaction, ConfigurationError; SchemaError when the function or a right is missing. Under
     REPEATABLE READ a race that is lost to the relay is a serialization failure, as any lost race there.
     """
-    return take_back_async(target, event_id) if is_async(target) else take_back(target, event_id)
+    return promise_back(target, event_id) if is_async(target) else take_back(target, event_id)
 
 
 def take_back(target: Target, event_id: UUID) -> bool:
@@ -59,8 +60,15 @@ def take_back(target: Target, event_id: UUID) -> bool:
     return _told(event_id, found)
 
 
-async def take_back_async(target: AsyncTarget, event_id: UUID) -> bool:
-    """The same for the async twins; only this waits for input and output."""
+def promise_back(target: AsyncTarget, event_id: UUID) -> Coroutine[Any, Any, bool]:
+    """The same for the async twins, to be awaited: a commit before that fails."""
+    call, calls = object(), unawaited_on(target)
+    calls[call] = f"cancel() of {event_id}"
+    return _take_back_async(target, event_id, lambda: calls.pop(call, None))
+
+
+async def _take_back_async(target: AsyncTarget, event_id: UUID, awaited: Callable[[], object]) -> bool:
+    awaited()
     if not is_async(target):
         raise unknown(target, ASYNC)
     if isinstance(target, psycopg.AsyncConnection):

@@ -97,12 +97,13 @@ def record(target: Target, made: Row) -> None:
 
 def promise(target: AsyncTarget, made: Row) -> Coroutine[Any, Any, UUID]:
     """The same for the async twins, to be awaited: a commit before that fails."""
-    call, calls = object(), _unawaited_on(target)
-    calls[call] = made.type
+    call, calls = object(), unawaited_on(target)
+    calls[call] = f"emit() of {made.type}"
     return _record_async(target, made, lambda: calls.pop(call, None))
 
 
-def _unawaited_on(target: object) -> Unawaited:
+def unawaited_on(target: object) -> Unawaited:
+    """Where calls on `target` are noted until they are awaited."""
     if is_async(target) and not isinstance(target, psycopg.AsyncConnection):
         from sqlalchemy.ext.asyncio import AsyncConnection, async_scoped_session
 

@@ -121,6 +121,8 @@ class Relay:
         for carrier in tuple(self._carriers.values()):
             carrier.shard.finish()
             self._release(carrier)
+        for number in tuple(self._leases.mine):
+            self._leases.release(number)  # taken while we were told to stop, so nobody carries it
         for actor in self._chores:
             actor.close()
         self._leases.farewell()

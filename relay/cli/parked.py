@@ -88,14 +88,13 @@ def parked() -> None:
 @options.as_json
 @click.option("--topic", help="Only this topic.")
 def list_(database_url: str | None, topic: str | None, as_json_: bool) -> None:
-    """Every key that waits: the event in front, why it was refused, how many wait."""
+    """Every key that waits: the event in front, why it was refused, how many wait. Exit 1 when one does."""
     with options.connected(database_url) as connection:
         ddl.check(connection)
         keys = [dict(row._mapping) for row in connection.execute(text(LIST), {"topic": topic})]
     if as_json_:
         options.echo_json({"parked": keys})
-        return
-    for key in keys:
+    for key in () if as_json_ else keys:
         click.echo(
             f"{key['parked']}: {key['topic']} key {key['key']}, {key['type']} {key['id']}, "
             f"{key['events']} waiting since {key['held_at']:%Y-%m-%d %H:%M:%S}, attempts {key['attempts']}: "
@@ -105,8 +104,9 @@ def list_(database_url: str | None, topic: str | None, as_json_: bool) -> None:
             click.echo(f"    last release: {key['note']}")
         if key["wanted_at"]:
             click.echo(f"    release asked for by {key['wanted_by']}")
-    if not keys:
+    if not keys and not as_json_:
         click.echo("nothing is parked")
+    raise SystemExit(1 if keys else 0)
 
 
 @parked.command(epilog="Example:  outbox-relay parked show 12 --json")

@@ -2,13 +2,13 @@
 
 from collections.abc import Coroutine
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import Engine, func, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_scoped_session, async_sessionmaker
 
-from outbox import AsyncOutbox, ConfigurationError, EmitError, NoTransaction, emit
+from outbox import AsyncOutbox, ConfigurationError, EmitError, NoTransaction, cancel, emit
 from tests.write.orders import Order, Zone, place, published, step, steps
 
 pytestmark = pytest.mark.anyio
@@ -140,6 +140,23 @@ async def test_a_connections_commit_without_the_await_fails_too(
             forgotten = emit(connection, step(2))
     forgotten.close()
     assert published(engine) == []
+
+
+async def test_a_cancel_without_the_await_fails_the_commit_too(
+    outbox: AsyncOutbox, sessions: async_sessionmaker[AsyncSession], async_engine: AsyncEngine
+) -> None:
+    id_ = uuid4()
+    forgotten = []
+    with pytest.raises(EmitError, match=rf"cancel\(\) of {id_} was called and not awaited"):
+        async with sessions.begin() as session:
+            forgotten.append(outbox.cancel(session, id_))
+    with pytest.raises(EmitError, match="not awaited"):
+        async with async_engine.begin() as connection:
+            forgotten.append(cancel(connection, id_))
+    for call in forgotten:
+        call.close()
+    async with sessions.begin() as session:
+        assert await outbox.cancel(session, id_) is False
 
 
 async def test_an_emit_may_be_awaited_later_and_a_rollback_forgets_it(

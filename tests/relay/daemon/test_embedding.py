@@ -10,6 +10,8 @@ import pytest
 
 from relay.config import RelayConfig
 from relay.daemon import Relay
+from relay.lease import Leases
+from relay.share import Share
 from tests.relay.scene import Scene, until
 
 
@@ -61,6 +63,22 @@ def test_a_second_one_stands_by_until_the_first_is_closed(make: Any) -> None:
     first.close()
     second.run_once()
     assert second.status["state"] == "carrying"
+
+
+def test_a_lease_that_came_with_the_stop_is_given_back(
+    scene: Scene, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relay = make(lease=timedelta(seconds=60))
+    renew = Leases.run_once
+
+    def late(self: Leases, **how: bool) -> Share:
+        found = renew(self, **how)
+        relay.stop()
+        return found
+
+    monkeypatch.setattr(Leases, "run_once", late)
+    relay.run()
+    assert scene.value("SELECT owner IS NULL FROM outbox_lease") is True
 
 
 def test_rounds_renew_the_lease_now_and_then_and_not_each_time(scene: Scene, make: Any) -> None:

@@ -11,10 +11,11 @@ import pytest
 
 from outbox.storage import ring
 from outbox.storage.roles import Roles, statements
-from relay import look, reader
+from relay import database, look, parking, reader, release, window
 from relay.lease import TAKE
 from relay.look import Look
 from relay.progress import Progress
+from relay.row import POSITION
 from relay.snapshot import Snapshot
 from tests.relay.database.half import Half, Session, write
 from tests.relay.database.watched_plans import Plan, plan_of, plans_of, watch
@@ -212,3 +213,59 @@ def test_a_claim_and_the_lease_find_their_row_by_key(filled: Filled) -> None:
         connection, lambda: connection.execute(TAKE.replace("%(lease)s", "%(lease)s::interval"), values)
     )
     assert take.kinds("outbox_lease") == {"ModifyTable", "Index Scan"}, take
+
+
+def test_rows_that_are_set_aside_and_sent_again(filled: Filled) -> None:
+    connection, state = filled.half.connection, filled.state
+    (hold,) = (
+        database.execute(connection, parking.HOLD, {"shard": 0, "topic": "t", "key": "k"}).fetchone() or ()
+    )
+    positions = [found[POSITION] for found in filled.look.rows or []]
+    values: dict[str, Any] = {
+        "shard": 0,
+        "delta": state.delta,
+        "stream": state.stream.decode(),
+        "positions": positions,
+        "holds": [hold] * len(positions),
+        "partitions": [0] * len(positions),
+        "states": ["failed"] + ["held"] * (len(positions) - 1),
+        "error": "refused",
+    }
+    stored = plan_of(connection, lambda: database.execute(connection, parking.STORE, values))
+    assert stored.kinds("outbox_event") <= INDEXED, stored
+    assert stored.buffers < 60 * len(positions), "a probe a row and leaf"
+    taken = {"delta": state.delta, "holds": [hold], "shard": 0, "most": 500}
+    database.execute(connection, "UPDATE outbox_hold SET wanted_at = now(), wanted_by = 'o'")
+    database.execute(connection, release.TAKE, taken)
+    frozen = plan_of(connection, lambda: database.execute(connection, release.FROZEN, taken))
+    assert frozen.kinds("outbox_parked") <= INDEXED, frozen
+    assert frozen.buffers < 60, frozen
+
+
+def test_a_window_of_a_replay(filled: Filled) -> None:
+    connection, state = filled.half.connection, filled.state
+    with psycopg.connect(filled.url, autocommit=True) as session:
+        ask = "INSERT INTO outbox_job (shard, groups, requested_by) VALUES (0, '*', 'operator') RETURNING job"
+        (job,) = session.execute(ask).fetchone() or ()
+    values = {
+        "job": job,
+        "low": 50_000,
+        "last": 55_000,
+        "only": None,
+        "upto": state.done.text,
+        "header": "outbox-replay",
+        "replay": "1;groups=*",
+        "delta": state.delta,
+        "limit": 2_000,
+        "bytes": 4_194_304,
+    }
+    database.execute(connection, "UPDATE outbox_shard SET job = %(job)s", values)
+    try:
+        page = plan_of(connection, lambda: database.execute(connection, window.PAGE, values))
+        newest = plan_of(connection, lambda: database.execute(connection, window.NEWEST, values))
+    finally:
+        database.execute(connection, "UPDATE outbox_shard SET job = NULL")
+    for plan in (page, newest):
+        assert plan.kinds("outbox_event") <= INDEXED, plan
+        assert plan.kinds("outbox_parked") | plan.kinds("outbox_archive") <= INDEXED, plan
+    assert page.buffers < 10 * 5_000, "the window, a probe into what was parked and archived a row"

@@ -133,7 +133,7 @@ def test_refused_again_it_stays_in_front_and_nothing_behind_it_is_sent(
     start()
     operate("parked", "release", "--all", "--yes")
     small.wait("SELECT attempts = 2 FROM outbox_parked WHERE state = 'failed'")
-    shown = json.loads(operate("parked", "list", "--json").stdout)["parked"]
+    shown = json.loads(operate("parked", "list", "--json", code=1).stdout)["parked"]
     assert [(key["id"], key["attempts"], key["events"]) for key in shown] == [(poison, 2, 3)]
     assert shown[0]["wanted_at"] is None
     assert "too large" in shown[0]["note"]
