@@ -92,6 +92,7 @@ class InboxRing:
         self._sweep_due = time.monotonic() + random.uniform(0, SWEEP_EVERY)
         self._others = Notice()
         self.notice = Notice()
+        self.access = Notice()
 
     def run_once(self, partitions: Iterable[Partition]) -> int:
         """Ask, take answers, sweep, each when it is due; returns how many leaves were emptied. Never waits
@@ -102,9 +103,11 @@ class InboxRing:
             return 0
         claims = [p.claim for p in partitions if p.reads() and p.claim is not None]
         try:
-            return self._database.transact(lambda: self._step(claims, now, answered=answered))
+            emptied = self._database.transact(lambda: self._step(claims, now, answered=answered))
+            self.access.over("the inbox's leaves can be watched again")
+            return emptied
         except SQLAlchemyError as error:
-            self.notice.trouble(
+            self.access.trouble(
                 f"the inbox's leaves cannot be watched: {brief(error)}; does this role have the consumer's "
                 "rights (outbox-relay db roles)?"
             )
@@ -125,6 +128,7 @@ class InboxRing:
 
     def _ask(self, claims: list[Claim]) -> None:
         """First the clock, then the ends: all that was appended until the clock was read lies below them."""
+        self._asked = {}  # an answer that comes now knows nothing of the next clock
         self._inbox.prepare(claims)
         watched = [claim for claim in claims if self._inbox.window(claim.topic) is not None]
         if not watched:

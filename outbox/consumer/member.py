@@ -277,6 +277,7 @@ class Member:
             self._intake.notice,
             self._vigil.notice,
             self._ring.notice,
+            self._ring.access,
         )
         return MemberHealth(
             alive=self.alive,
