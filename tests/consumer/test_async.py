@@ -13,8 +13,9 @@ from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import NullPool
 
 from outbox import AsyncOutbox, ConfigurationError, Event
-from outbox.consumer import AsyncConsumer, Consumer, Record
+from outbox.consumer import AsyncConsumer, Consumer, Record, inbox_ring
 from tests.consumer.conftest import StageFactory
+from tests.consumer.foreign import PlainProducer
 from tests.consumer.stage import Stage, Witness, eventually, running
 
 
@@ -325,3 +326,28 @@ def test_handlers_and_sessions_of_the_other_twin_are_refused(stage: Stage) -> No
         AsyncConsumer(group="g", sessions=sessionmaker(stage.engine), kafka=kafka)
     with pytest.raises(ConfigurationError, match="async_sessionmaker"):
         AsyncConsumer(group="g", sessions=async_sessionmaker(), kafka=kafka)
+
+
+def test_a_foreign_producers_repeat_is_dropped(
+    stage: Stage, seen: Witness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inbox_ring, "EVERY", 0.05)
+    monkeypatch.setattr(inbox_ring, "SWEEP_EVERY", 0.05)
+    producer = PlainProducer(stage)
+    for name in ("a", "b", "a", "c"):
+        producer.event(name)
+    producer.flush()
+
+    async def main() -> None:
+        consumer = consumer_of(stage)
+
+        @consumer.on(topic=stage.topic, dedupe="event_id")
+        async def handle(session: AsyncSession, value: bytes, record: Record) -> None:
+            await store(stage, session, record)
+
+        async with serving(consumer):
+            await asyncio.to_thread(eventually, producer.all_there)
+            await asyncio.to_thread(seen.wait, "consumer.inbox_seen", count=3)
+
+    asyncio.run(main())
+    assert producer.faults() == []

@@ -324,3 +324,20 @@ def test_a_repeat_within_the_window_is_dropped_though_leaves_are_emptied_all_the
             seen.wait("consumer.inbox_seen", count=len(seen.all("consumer.inbox_seen")) + 3)
         seen.wait("consumer.inbox_swept")
     assert (producer.faults() == []) is right
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_role_without_the_right_to_empty_leaves_goes_on_and_says_what_it_lacks(stage: Stage) -> None:
+    producer = PlainProducer(stage)
+    stage.sql("ALTER FUNCTION consumer_inbox_sweep() RENAME TO gone")
+    with running(deduping(stage)) as consumer:
+        eventually(
+            lambda: any("outbox-relay db roles" in t for m in consumer.health().members for t in m.trouble)
+        )
+        producer.event("a")
+        producer.event("a")
+        producer.flush()
+        read_to(stage, 2)
+        stage.sql("ALTER FUNCTION gone() RENAME TO consumer_inbox_sweep")
+        eventually(lambda: consumer.health().ok)
+    assert producer.faults() == []
