@@ -103,10 +103,9 @@ class InboxRing:
             return 0
         claims = [p.claim for p in partitions if p.reads() and p.claim is not None]
         try:
-            emptied = self._database.transact(lambda: self._step(claims, now, answered=answered))
-            self.access.over("the inbox's leaves can be watched again")
-            return emptied
+            return self._database.transact(lambda: self._step(claims, now, answered=answered))
         except SQLAlchemyError as error:
+            self._sweep_due = 0.0  # the next sweep that succeeds ends the trouble
             self.access.trouble(
                 f"the inbox's leaves cannot be watched: {brief(error)}; does this role have the consumer's "
                 "rights (outbox-relay db roles)?"
@@ -124,6 +123,8 @@ class InboxRing:
         if now >= self._sweep_due and self._admin is not None:
             self._sweep_due = now + SWEEP_EVERY
             return self._sweep()
+        if self._admin is None:  # nothing of ours is in the inbox
+            self.access.over("the inbox's leaves can be watched again")
         return 0
 
     def _ask(self, claims: list[Claim]) -> None:
@@ -184,6 +185,7 @@ class InboxRing:
                 held = connection.execute(HELD, {"grp": self._group}).one_or_none()
         if emptied:
             hooks.fire("consumer.inbox_swept", group=self._group, leaves=emptied)
+        self.access.over("the inbox's leaves can be watched again")
         self._tell(held)
         return emptied
 
