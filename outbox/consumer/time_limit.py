@@ -63,12 +63,11 @@ class TimeLimit:
     def call(self, lane: int = 0) -> bool:
         """May another call of a handler begin? The first one always may."""
         now = time.monotonic()
+        # Also where the time is over: a lane still makes the calls that come before one that has begun.
+        self._began[lane] = now
         if self._until is None:
             self._until = now + self.batch
-        elif now >= self._until:
-            return False
-        self._began[lane] = now
-        return True
+        return now < self._until
 
     def rest(self, lane: int) -> None:
         """The lane's last call is over."""

@@ -285,6 +285,34 @@ def test_a_batch_of_lanes_whose_time_is_over_ends_at_a_record(build: StageFactor
     assert stored_by_key(stage, 6) == by_key(stage, 60, 6)
 
 
+def test_each_call_has_its_own_time_also_when_that_of_the_batch_is_over(
+    build: StageFactory, seen: Witness
+) -> None:
+    """What a lane still owes before a record that was begun takes long together, but not one by one."""
+    stage = build(partitions=1)
+    consumer = stage.consumer(
+        concurrency=2, batch_time=timedelta(milliseconds=1), handler_limit=timedelta(seconds=2)
+    )
+    calls: list[bytes] = []
+
+    @consumer.on(topic=stage.topic)
+    def handle(session: Session, value: bytes, record: Record) -> None:
+        calls.append(value)
+        if value != b"last":
+            time.sleep(0.5)
+        stage.store(session, record)
+
+    # One lane comes to the last record while the other one has eight of the same key before it.
+    for _ in range(8):
+        stage.put("slow", key="slow")
+    stage.put("last", key="last")
+    stage.flush()
+    with running(consumer):
+        eventually(lambda: stage.offset() == 9)
+    assert len(calls) == 9
+    assert seen.all("consumer.retrying") == []
+
+
 def test_rows_of_one_session_are_read_afresh_where_a_bulk_handler_comes_between(build: StageFactory) -> None:
     """What is loaded in a lane's session must not hide what a list's handler changed meanwhile."""
     stage = build(partitions=1)
