@@ -35,6 +35,9 @@ SELECT set_config('lock_timeout', '10000', true),
 # Served by the primary key, whose first column is the group.
 KNOWN = text("SELECT DISTINCT topic FROM consumer_offset WHERE grp = :grp")
 
+# Promise: how many partitions the topic had when the group met it. Served by the primary key.
+MET = text("SELECT min(partitions) FROM consumer_offset WHERE grp = :grp AND topic = :topic")
+
 # Promise: a partition's first offset is written once, whoever comes first, with why it is this one.
 FIRST = text("""
 INSERT INTO consumer_offset (grp, topic, partition, cluster_id, topic_id, next_offset, partitions,
@@ -100,13 +103,17 @@ class Beginnings:
             connection.execute(BOUND)
             connection.execute(ALONE, {"grp": self.group})
             known = connection.scalars(KNOWN, {"grp": self.group}).all()
+            ((topic, partition),) = first
             later = self.start == "earliest" or appeared_later(known, began)
+            if later and self.start == "stop":
+                # A person says where for one partition after the other, and has not yet for this one.
+                met = connection.scalar(MET, {"grp": self.group, "topic": topic})
+                later = met is None or partition >= met
             if later:
                 start = self.start == "earliest"
                 why = "start=earliest" if start else "it appeared after the group began"
                 self._insert(connection, identified, first, why)
             elif self.start == "stop":
-                ((topic, partition),) = first
                 raise Misplaced(
                     f"group {self.group} never read it, and start='stop'; say where: "
                     f"{command('seek', self.group, topic, partition, ' --to beginning')}",

@@ -229,6 +229,23 @@ def test_a_group_that_never_read_begins_at_a_time_or_waits_to_be_told(
     assert stage.effects() == stage.expected(0)[4:]
 
 
+def test_a_partition_waits_to_be_told_also_when_another_one_was_told_before(
+    build: StageFactory, seen: Witness
+) -> None:
+    stage = build(partitions=2)
+    stage.send(8)
+    stage.recorder(start="stop").seek(4, partition=0)
+    with running(stage.recorder(start="stop")) as consumer:
+        assert seen.wait("consumer.stopped")["partition"] == 1
+        eventually(lambda: stage.offset(0) == 4)
+        assert stage.effects(1) == []
+        consumer.seek("end", partition=1)
+        eventually(lambda: stage.offset(1) == 4)
+        stage.send(8)
+        eventually(lambda: (stage.offset(0), stage.offset(1)) == (8, 8))
+    assert stage.effects(1) == stage.expected(1)[4:]
+
+
 def test_policies_are_checked_at_birth(build: StageFactory) -> None:
     stage = build(partitions=1)
     with pytest.raises(ConfigurationError, match="below='newest' is none of 'stop', 'earliest'"):
