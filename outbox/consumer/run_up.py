@@ -81,6 +81,7 @@ class _Task:
     reached: int = -1
     marks: Marks | None = None
     trouble: str | None = None
+    identities: Identities | None = None
     canceled: threading.Event = field(default_factory=threading.Event)
     ended: threading.Event = field(default_factory=threading.Event)
 
@@ -124,13 +125,19 @@ class _Task:
                     unstored += chunk.records
                 due = time.monotonic() - stored > STORE or bool(unstored)
                 if due and chunk.reached < claim.next_offset:
-                    if not self._store(marks, chunk.reached, unstored):
+                    # Marks of another topic's records, once stored, would pass for what was applied.
+                    if not (self._same() and self._store(marks, chunk.reached, unstored)):
                         return None
                     stored, unstored = time.monotonic(), []
-        identity = self.setup.identities().look([claim.topic]).get(claim.topic)
-        if not (isinstance(identity, TopicIdentity) and identity.agrees(claim.identity)):
-            return None
-        return marks if self._store(marks, None, unstored) else None
+        return marks if self._same() and self._store(marks, None, unstored) else None
+
+    def _same(self) -> bool:
+        """Asked after records were read: is this still the topic that was claimed?"""
+        topic, claimed = self.claim.topic, self.claim.identity
+        if self.identities is None:
+            self.identities = self.setup.identities()
+        identity = self.identities.look([topic]).get(topic)
+        return isinstance(identity, TopicIdentity) and identity.agrees(claimed)
 
     def _begin(self, scout: Scout) -> int:
         """The offset to begin at."""

@@ -3,7 +3,8 @@
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -13,6 +14,7 @@ from sqlalchemy.exc import OperationalError
 
 from outbox import Reject
 from outbox.consumer import run_up, scout
+from outbox.consumer.identity import BrokerIdentities, TopicIdentity, TopicMissing
 from outbox.consumer.position import Misplaced
 from outbox.errors import ConfigurationError
 from tests.consumer import broken
@@ -287,3 +289,32 @@ def test_a_run_up_that_is_interrupted_goes_on_from_its_last_stage(
     assert len(stages) > 3
     sources = stage.row().sources
     assert sources["s"]["shards"]["0"] == [1, 100]
+
+
+def test_a_run_up_stores_nothing_of_a_topic_that_was_made_again_meanwhile(
+    build: StageFactory, seen: Witness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its marks would drop the new topic's records as applied, whoever goes on there."""
+    stage = build(partitions=1)
+    stage.send(100)
+    monkeypatch.setattr(run_up, "STORE", 0.0)
+    monkeypatch.setattr(scout.Scout.read, "__kwdefaults__", {"size": 10})
+    consumer = stage.recorder()
+    with running(consumer):
+        wait_done(stage)
+    consumer.seek(90, partition=0)
+
+    class Another(BrokerIdentities):
+        """What the brokers say once records were read."""
+
+        def look(self, topics: Iterable[str]) -> dict[str, TopicIdentity | TopicMissing]:
+            found = super().look(topics)
+            if not threading.current_thread().name.startswith("run-up"):
+                return found
+            return {topic: TopicIdentity(stage.row().cluster_id, "new") for topic in found}
+
+    consumer._setup = replace(consumer._setup, new_identities=Another)
+    with running(consumer):
+        seen.wait("consumer.claimed", count=4)
+    assert seen.all("consumer.run_up") == []
+    assert (stage.row().sources, stage.row().run_up) == ({}, -1)
