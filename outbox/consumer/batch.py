@@ -47,11 +47,18 @@ WHERE grp = :grp AND topic = :topic AND partition = :partition
 # Served by the primary key; used only for partitions that were claimed again and again at one offset.
 NOTE_TRY = text("""
 UPDATE consumer_offset
-SET tries = CASE WHEN tried_offset = :offset THEN tries + 1 ELSE 1 END, tried_offset = :offset
+SET tries = CASE WHEN tried_offset = :offset THEN tries + :more ELSE 1 END, tried_offset = :offset
 WHERE grp = :grp AND topic = :topic AND partition = :partition
   AND next_offset = :expected AND owner_epoch = :epoch
   AND set_config('synchronous_commit', 'on', true) = 'on'
 RETURNING tries
+""")
+
+# Promise: a try that ended without ending its process does not count. Served by the primary key.
+TAKE_BACK = text("""
+UPDATE consumer_offset SET tries = greatest(tries - 1, 0)
+WHERE grp = :grp AND topic = :topic AND partition = :partition AND tried_offset = :offset
+  AND next_offset = :expected AND owner_epoch = :epoch
 """)
 
 
@@ -68,13 +75,15 @@ class Batch:
     """Neighbouring records of one partition, with the claim they were polled under.
 
     marks: what was applied before. parked: how many records of the partition wait in the database.
-    expected: where the row's offset must stand. next: where it stands afterwards.
+    expected: where the row's offset must stand; leader_epoch: of the record before it, None if unknown.
+    next: where it stands afterwards.
     """
 
     claim: Claim
     marks: Marks
     parked: int
     expected: int
+    leader_epoch: int | None = None
     next: int
     messages: Sequence[Polled]
 
@@ -142,22 +151,28 @@ class BatchRunner:
             return [failure] * len(batches)
         return [attempt.committed(number) for number in range(len(batches))]
 
-    def note_try(self, batch: Batch) -> int | None:
+    def note_try(self, batch: Batch, *, noted: bool) -> int | None:
         """Store that the batch's one record is about to be tried; returns the how manieth try it is.
 
+        noted: one that this process lived through still counts, and now stands for this one.
         None when somebody else owns the partition.
         """
-        where = parked.place(batch.claim)
 
         def note() -> int | None:
             with self.database.engine.begin() as connection:
-                return connection.execute(
-                    NOTE_TRY,
-                    where
-                    | {"offset": batch.next - 1, "expected": batch.expected, "epoch": batch.claim.epoch},
-                ).scalar_one_or_none()
+                values = _tried(batch) | {"more": int(not noted)}
+                return connection.execute(NOTE_TRY, values).scalar_one_or_none()
 
         return self.database.transact(note)
+
+    def take_back(self, batch: Batch) -> None:
+        """The try that was noted has ended, and this process lives: it does not count."""
+
+        def forget() -> None:
+            with self.database.engine.begin() as connection:
+                connection.execute(TAKE_BACK, _tried(batch))
+
+        self.database.transact(forget)
 
     def park(self, batch: Batch, error: str, attempts: int) -> Outcome:
         """Store the batch's one record as failed and move the offset past it, in one transaction."""
@@ -288,7 +303,9 @@ class BatchRunner:
                     "partition": batch.claim.partition,
                     "expected": batch.expected,
                     "next": batch.next,
-                    "leader_epoch": batch.messages[-1].leader_epoch() if batch.messages else None,
+                    "leader_epoch": (
+                        batch.messages[-1].leader_epoch() if batch.messages else batch.leader_epoch
+                    ),
                     "epoch": batch.claim.epoch,
                     "sources": known.dump(),
                     "owner": self.owner,
@@ -309,6 +326,11 @@ def _facts(batch: Batch) -> Facts:
         "next": batch.next,
         "epoch": batch.claim.epoch,
     }
+
+
+def _tried(batch: Batch) -> dict[str, object]:
+    fence = {"expected": batch.expected, "epoch": batch.claim.epoch}
+    return parked.place(batch.claim) | fence | {"offset": batch.next - 1}
 
 
 def _fire(point: str, facts: list[Facts]) -> None:

@@ -202,6 +202,7 @@ class Member:
             self._sieve,
             self._limit,
             idle,
+            settings.attempts,
         )
         if self._places is not None:
             self._assignment.add([Partition(*place) for place in self._places])

@@ -9,7 +9,18 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from outbox.consumer.parked import TooManyParked
 from outbox.consumer.watermark import Marks
-from outbox.errors import CatalogError, ConfigurationError, Reject, Retry, UndecodableRecord
+from outbox.errors import (
+    CatalogError,
+    ConfigurationError,
+    OutboxError,
+    Reject,
+    Retry,
+    UndecodableRecord,
+)
+
+
+class ProcessDied(OutboxError):
+    """A record whose handling its process does not survive: killed, or out of memory, or too slow."""
 
 
 @dataclass(frozen=True, slots=True)

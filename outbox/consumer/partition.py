@@ -56,7 +56,8 @@ class Partition:
     beyond `position`, not believed yet. verified: its topic was seen to be the claimed one after records were
     polled there. polled: records not run yet; held: bytes of their values; rounds: for how many rounds they
     wait; since: monotonic time at which the first of them came. singly: how many records
-    are to be run one by one; wary: how many of these only once the try is stored. tries: of the first record.
+    are to be run one by one; wary: how many of these only once the try is stored; noted: a try of the first
+    record that was lived through still counts there. tries: of the first record.
     failures: in a row, for the backoff. disputes: how often others claimed it from us in a row;
     undisputed: monotonic time after which the next one counts as the first. due: monotonic time before which
     it rests. reason: why it does not read. end: of what can be read, as last seen; complete: all before it is
@@ -85,6 +86,7 @@ class Partition:
     since: float = 0.0
     singly: int = 0
     wary: int = 0
+    noted: bool = False
     tries: int = 0
     failures: int = 0
     disputes: int = 0
@@ -144,7 +146,7 @@ class Partition:
         self.due = 0.0
         self.reason = None
         self.doubted = None
-        self.fenced = self.complete = False
+        self.noted = self.fenced = self.complete = False
         self.rewind()
 
     def rewind(self) -> None:
@@ -243,6 +245,7 @@ class Partition:
             marks=self.marks,
             parked=self.parked,
             expected=self.expected,
+            leader_epoch=self.leader_epoch,
             next=last + 1,
             messages=messages,
         )
@@ -266,6 +269,7 @@ class Partition:
         self.tries = self.failures = self.rounds = 0
         self.due = 0.0
         self.reason = None
+        self.noted = False
         self.applied += done
         self.applied_at = time.time()
         self.progressed = time.monotonic()

@@ -18,10 +18,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from outbox import hooks
 from outbox.consumer import backoff, parked
-from outbox.consumer.batch import check_still_open, roll_back
+from outbox.consumer.batch import NOTE_TRY, TAKE_BACK, check_still_open, roll_back
 from outbox.consumer.database import Database
 from outbox.consumer.handlers import Run
-from outbox.consumer.outcome import Wait, brief, judge, outcome_is_unknown
+from outbox.consumer.outcome import ProcessDied, Wait, brief, judge, outcome_is_unknown
 from outbox.consumer.partition import Partition
 from outbox.consumer.sift import Sieve
 from outbox.consumer.time_limit import TimeLimit
@@ -78,6 +78,13 @@ WHERE grp = :grp AND topic = :topic AND partition = :partition AND record_offset
       AND o.partition = p.partition AND o.owner_epoch = :epoch FOR UPDATE)
 """)
 
+# Promise: the next release begins to count anew. Served by the primary key.
+FORGET_TRIES = text("""
+UPDATE consumer_offset SET tries = 0, tried_offset = NULL
+WHERE grp = :grp AND topic = :topic AND partition = :partition AND tried_offset = :record_offset
+  AND owner_epoch = :epoch
+""")
+
 
 @dataclass(slots=True)
 class Redrive:
@@ -87,9 +94,11 @@ class Redrive:
     sieve: Sieve
     limit: TimeLimit
     idle: str
+    attempts: int
     _due: float = 0.0
     _failures: int = 0
     _rests: dict[tuple[str, int], float] = field(default_factory=dict)
+    _noted: dict[tuple[str, int], int] = field(default_factory=dict)
 
     def run_once(self, partitions: Iterable[Partition]) -> int:
         """Run or discard what may be; returns how many records left the parking."""
@@ -119,9 +128,31 @@ class Redrive:
         """One record. False when there is none that may go on, or it failed."""
         assert partition.claim is not None
         with self.database.connect() as connection:
-            waits = connection.execute(NEXT, parked.place(partition.claim)).one_or_none() is not None
+            row = connection.execute(NEXT, parked.place(partition.claim)).one_or_none()
             connection.rollback()
-            return waits and self._move(connection, partition)
+            if row is None or (row.wish != "discard" and not self._survivable(connection, partition, row)):
+                return False
+            return self._move(connection, partition)
+
+    def _survivable(self, connection: Connection, partition: Partition, row: Any) -> bool:
+        """Store the try first: a record that ends its process would be run anew by whoever owns it next, for
+        ever. After one too many it counts as failed again."""
+        claim = partition.claim
+        assert claim is not None
+        noted = self._noted.get(partition.key) == row.record_offset
+        one = parked.place(claim) | {"epoch": claim.epoch, "expected": partition.expected}
+        values = one | {"offset": row.record_offset, "more": int(not noted)}
+        with connection.begin():
+            tries = connection.execute(NOTE_TRY, values).scalar_one_or_none()
+        if tries is None:
+            partition.fenced = True
+            return False
+        self._noted[partition.key] = row.record_offset
+        if tries <= self.attempts:
+            return True
+        died = ProcessDied(f"the process ended {tries - 1} times while it was handled")
+        self._failed(connection, one | {"record_offset": row.record_offset}, died)
+        return False
 
     def _move(self, connection: Connection, partition: Partition) -> bool:
         claim = partition.claim
@@ -176,6 +207,9 @@ class Redrive:
         """A record that fails again stays first of its key, and waits for another release."""
         verdict = judge(error)
         if isinstance(verdict, Wait):
+            with connection.begin():
+                connection.execute(TAKE_BACK, one | {"offset": one["record_offset"]})
+            self._noted.pop((one["topic"], one["partition"]), None)
             if not isinstance(error, Retry):
                 raise error
             rest = verdict.at_least.total_seconds()
@@ -183,6 +217,7 @@ class Redrive:
             return
         with connection.begin():
             connection.execute(FAILED_AGAIN, one | {"error": brief(error)})
+            connection.execute(FORGET_TRIES, one)
         log.warning(
             "%s[%s]: the parked record at offset %s failed again: %s",
             one["topic"],

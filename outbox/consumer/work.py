@@ -18,6 +18,7 @@ from outbox.consumer.outcome import (
     Halt,
     Outcome,
     Overtaken,
+    ProcessDied,
     Try,
     Unknown,
     Wait,
@@ -26,17 +27,13 @@ from outbox.consumer.outcome import (
 )
 from outbox.consumer.partition import Partition
 from outbox.consumer.settings import Settings
-from outbox.errors import OutboxError, Retry
+from outbox.errors import Retry
 
 log = logging.getLogger(__name__)
 
 
 WHOLE = 4
 """Times in a row that a batch is tried whole while the database fails; then one of its records may be why."""
-
-
-class ProcessDied(OutboxError):
-    """A record whose handling its process does not survive: killed, or out of memory, or too slow."""
 
 
 class Work:
@@ -84,6 +81,8 @@ class Work:
             if len(together) > 1 and not _hold_for_all(outcomes):
                 outcomes = [outcome for batch in batches for outcome in self._runner.run([batch])]
             for partition, batch, outcome in zip(together, batches, outcomes, strict=True):
+                if partition.noted and not isinstance(outcome, Committed):
+                    self._lived(partition, batch)
                 done += self._conclude(partition, batch, outcome)
         return done
 
@@ -94,19 +93,29 @@ class Work:
         """Where a record may kill its process, the try is stored first; one try too many parks the record."""
         batch = self._batch(partition)
         try:
-            tries = self._runner.note_try(batch)
+            tries = self._runner.note_try(batch, noted=partition.noted)
         except SQLAlchemyError as error:
             self._rest(partition, brief(error), 0.0)
             return False
         if tries is None:
             self._overtaken(partition, batch)
             return False
+        partition.noted = True
         if tries <= self._attempts:
             return True
         died = ProcessDied(f"the process ended {tries - 1} times while it was handled")
         partition.tries = tries - 1
         self._poison(partition, batch, died, f"the record at offset {batch.next - 1} failed: {died}")
         return False
+
+    def _lived(self, partition: Partition, batch: Batch) -> None:
+        """The try failed and ended nobody: left in its row, those of a record that is tried again without
+        limit would look like deaths. If it cannot be taken back now, it counts for the next one."""
+        try:
+            self._runner.take_back(batch)
+            partition.noted = False
+        except SQLAlchemyError as error:
+            log.info("%s[%s]: a try still counts: %s", *partition.key, brief(error))
 
     def _conclude(self, partition: Partition, batch: Batch, outcome: Outcome) -> int:
         match outcome:

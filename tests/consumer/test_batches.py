@@ -141,6 +141,37 @@ def test_without_setting_the_offset_back_a_cut_batch_loses_records(
     assert any("lost" in fault for fault in stage.faults())
 
 
+def test_a_partition_that_is_not_reached_keeps_what_is_known_of_the_record_before(
+    stage: Stage, seen: Witness
+) -> None:
+    """Its leader's epoch tells later whether the log was cut off meanwhile."""
+    stage.send(9)
+    with running(stage.recorder()):
+        stage.wait()
+    consumer = stage.consumer(batch_time=timedelta(milliseconds=50))
+    slow = Slow(stage, consumer, 0.1)
+    unreached: set[int] = set()
+    epochs: list[int | None] = []
+
+    def look(facts: dict[str, Any]) -> None:
+        if facts["partition"] in unreached:
+            epochs.append(stage.row(facts["partition"]).leader_epoch)
+
+    def cut(facts: dict[str, Any]) -> None:
+        if facts["first"] == facts["next"]:
+            unreached.add(facts["partition"])
+
+    seen.at("consumer.batch.cut", cut)
+    seen.at("consumer.batch.begin", look)
+    stage.send(60)
+    with running(consumer):
+        eventually(lambda: epochs)
+        slow.hurry.set()
+        stage.wait()
+    assert stage.faults() == []
+    assert None not in epochs
+
+
 def test_a_cut_batch_queues_nothing_that_it_did_not_reach(build: StageFactory, seen: Witness) -> None:
     """The records behind a parked one are stored before the handlers are called; those behind the cut come
     again."""

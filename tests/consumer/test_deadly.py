@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from outbox.consumer import Record
+from outbox import Reject, Retry
+from outbox.consumer import Record, wishes
+from outbox.consumer.batch import BatchRunner
 from outbox.consumer.time_limit import EXIT_CODE
 from tests.consumer.conftest import StageFactory
 from tests.consumer.stage import SHORT, Stage, Witness, eventually, running
@@ -79,6 +82,79 @@ def test_a_handler_that_waits_too_long_in_the_database_is_interrupted(
         assert "handler_limit" in seen.wait("consumer.parked")["error"]
         eventually(lambda: stage.offset() == 4)
     assert stage.effects() == ["0.1", "0.3", "0.4"]
+
+
+def test_a_deadly_record_that_is_released_ends_no_more_processes_than_before(build: StageFactory) -> None:
+    """Its release stands in the database: without a count every process would die of it, one after the
+    other."""
+    stage = build(partitions=1)
+    consumer = stage.consumer()
+
+    @consumer.on(topic=stage.topic)
+    def refuse(session: Session, value: bytes, record: Record) -> None:
+        raise Reject("not yet")
+
+    send(stage, 1)
+    with running(consumer):
+        eventually(lambda: stage.offset() == 1)
+    with stage.engine.begin() as connection:
+        wishes.release_all(connection, group=stage.group, who="a test")
+    codes: list[int] = []
+    while stage.rows("SELECT wish FROM consumer_parked") != [(None,)]:
+        assert len(codes) < 4
+        with stage.process(kafka=SHORT, settings={"attempts": 1}, deadly="0.1") as process:
+            try:
+                eventually(
+                    lambda: (
+                        process.poll() is not None
+                        or stage.rows("SELECT wish FROM consumer_parked") == [(None,)]
+                    )
+                )
+                if process.poll() is not None:
+                    codes.append(process.returncode)
+            finally:
+                process.kill()
+    assert codes == [-9]
+    assert "the process ended 1 times" in stage.rows("SELECT error FROM consumer_parked")[0][0]
+    with stage.engine.begin() as connection:
+        wishes.release_all(connection, group=stage.group, who="a test")
+    with running(stage.recorder()):
+        eventually(lambda: stage.effects() == ["0.1"])
+
+
+def test_a_record_that_waits_in_a_living_process_is_not_taken_for_a_deadly_one(build: StageFactory) -> None:
+    """Three claims at one offset are suspicious, and also what a quiet partition has after three restarts."""
+    stage = build(partitions=1)
+    send(stage, 1)
+    with running(stage.recorder()):
+        eventually(lambda: stage.offset() == 1)
+    stage.sql("UPDATE consumer_offset SET claims = 3, claimed_offset = next_offset")
+    send(stage, 1)
+    consumer = stage.consumer(attempts=1)
+    calls: list[bytes] = []
+
+    @consumer.on(topic=stage.topic)
+    def handle(session: Session, value: bytes, record: Record) -> None:
+        calls.append(value)
+        if len(calls) < 5:
+            raise Retry("not now")
+        stage.store(session, record)
+
+    with running(consumer):
+        eventually(lambda: stage.offset() == 2)
+    assert stage.rows("SELECT error FROM consumer_parked") == []
+    assert len(calls) == 5
+    assert stage.effects() == ["0.1", "0.1"]
+
+
+def test_a_try_that_could_not_be_taken_back_is_not_counted_twice(
+    build: StageFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object) -> None:
+        raise OperationalError("UPDATE", {}, Exception("the database is away"))
+
+    monkeypatch.setattr(BatchRunner, "take_back", away)
+    test_a_record_that_waits_in_a_living_process_is_not_taken_for_a_deadly_one(build)
 
 
 @pytest.mark.parametrize("seconds", [0, -1])

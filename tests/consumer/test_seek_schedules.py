@@ -211,7 +211,7 @@ class Play:
             max_parked=1000,
             limit=limit,
         )
-        self.redrive = Redrive(self.database, sieve, limit, "60000")
+        self.redrive = Redrive(self.database, sieve, limit, "60000", 3)
         self.members = [Member(self, "a"), Member(self, "b")]
 
     def append(self) -> None:
