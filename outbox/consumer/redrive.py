@@ -103,7 +103,9 @@ class Redrive:
     def run_once(self, partitions: Iterable[Partition]) -> int:
         """Run or discard what may be; returns how many records left the parking."""
         now = time.monotonic()
-        waiting = [p for p in partitions if p.parked and p.reads() and self._rests.get(p.key, 0.0) <= now]
+        # Stopped ones too: what stops them may be that too many wait.
+        ours = [p for p in partitions if p.claim is not None and p.run_up is None]
+        waiting = [p for p in ours if p.parked and self._rests.get(p.key, 0.0) <= now]
         if not waiting or now < self._due:
             return 0
         done = 0

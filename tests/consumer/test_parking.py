@@ -196,7 +196,14 @@ def test_too_many_parked_records_stop_the_partition_with_nothing_skipped(
     keyed.put(*(f"a{n}:1" for n in range(5)), "b:1")
     with running(keyed.consumer):
         assert "max_parked" in seen.wait("consumer.stopped")["reason"]
-    assert (keyed.stage.offset(), keyed.counted(), keyed.stage.effects()) == (3, 3, [])
+        assert (keyed.stage.offset(), keyed.counted(), keyed.stage.effects()) == (3, 3, [])
+        keyed.discard(0)
+        del keyed.bad["a1:1"]
+        keyed.release(1)
+        eventually(lambda: keyed.counted() == 1)
+    with running(keyed.consumer):
+        eventually(lambda: keyed.stage.offset() == 6)
+    assert keyed.stage.effects() == ["a1:1", "b:1"]
 
 
 def test_too_many_records_behind_a_poison_stop_the_partition(build: StageFactory, seen: Witness) -> None:
