@@ -123,7 +123,14 @@ def switchable(state: Progress, inside: Progress | None) -> bool:
 def switch(row: ShardRow, state: Progress, producer: RecordingProducer, alive: Callable[[], bool]) -> None:
     """Give a `switchable` shard its wanted mode; claim anew afterwards. After a crash it is done again."""
     assert state.wanted_mode is not None
-    producer.fence(alive)
+    if state.mode == TRANSACTIONAL and state.wanted_mode != TRANSACTIONAL:
+        try:
+            # In the other mode nobody looks for transactions that the brokers forgot, nor makes up for them.
+            producer.take_over(alive, known=recorded(state))
+        except GuardViolation as lost:
+            log.warning("shard %d: what its transactions left open is not known: %s", state.shard, lost)
+    else:
+        producer.fence(alive)
     if state.wanted_mode == TRANSACTIONAL:
         # Under our epoch still: otherwise this record would come behind those of the right owner.
         state = row.read_again(state)

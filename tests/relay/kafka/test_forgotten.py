@@ -122,3 +122,22 @@ def test_whoever_trusts_the_brokers_shows_what_was_aborted(
 ) -> None:
     aborted_without_leader(cluster, fragile, start, "trusts_the_brokers")
     assert any("came again" in complaint for complaint in fragile.plain_complaints())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_a_shard_that_leaves_the_mode_leaves_nothing_open_behind(
+    cluster: KafkaServer, fragile: Scene, start: StartRelay
+) -> None:
+    """In mode sequenced nobody looks for transactions: readers would stand before this one for ever."""
+    topics = lay(cluster, fragile, "events")
+    relay = in_the_midst(fragile, start)
+    leave_without_leader(cluster, topics)
+    relay.send(SIGCONT)
+    fragile.wait_until_through()
+    cluster.brokers[1].start()
+    fragile.session.execute("UPDATE outbox_shard SET wanted_mode = 'sequenced'")
+    fragile.wait("SELECT mode = 'sequenced' FROM outbox_shard")
+    fragile.write(50)
+    fragile.wait_until_through()
+    assert fragile.plain_complaints() == []
