@@ -66,3 +66,24 @@ def test_a_chunk_in_front_of_a_refused_row_is_in_before_the_row_is_set_aside(
     records = scene.arrived()
     assert {record.id for record in records} == {*before}
     assert wire.plain_complaints(records, [row for row in scene.committed() if row[0] != poison]) == []
+
+
+def test_a_refused_row_early_in_a_backlog_of_small_chunks_is_set_aside_alone(
+    scene: Scene, start: StartRelay, topic: TopicFactory
+) -> None:
+    """Its transaction has taken in many later chunks by the time the broker says no."""
+    scene.topic = topic("small", 3, max_message_bytes="20000")
+    scene.transactional()
+    with scene.session.transaction():
+        scene.write(30)
+        (poison,) = scene.write(1, keys=0, pad=30_000)
+        scene.write(3_000, keys=50)
+        (last,) = scene.write(1, keys=0, pad=30_000)
+        scene.write(20)
+    relay = start(transaction_time="5", transaction_rows="20")
+    scene.wait_until_through()
+    parked = {id_ for (id_,) in scene.session.execute(HELD).fetchall()}
+    assert parked == {poison, last}
+    committed = [row for row in scene.committed() if row[0] not in parked]
+    assert wire.plain_complaints(scene.arrived(), committed) == []
+    assert relay.count("relay.claimed") < 20, "each claim halves what is in doubt, or better"
