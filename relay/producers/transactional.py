@@ -22,7 +22,7 @@ from relay.landing import Landings, NeverOpen
 from relay.producers.clearance import Clearance
 from relay.producers.delivery import Chunk, Interrupted, Names, Recorded, Refused, Target, Unsettled
 from relay.producers.entry import Entry, encoded
-from relay.producers.inquiry import REFUSALS, Inquiry, explained
+from relay.producers.inquiry import OF_TOPIC, REFUSALS, Inquiry, explained
 from relay.producers.landings import KafkaLandings
 from relay.producers.ledger import Ledger
 from relay.producers.line import Line, LineEnded
@@ -264,7 +264,7 @@ class TransactionalProducer:
             return ended
         rows = filling.last.rows
         if filling.rows == 1:
-            return Refused(rows[0], explained(ended.cause))
+            return Refused(rows[0], explained(ended.cause), of_topic=ended.cause.code() in OF_TOPIC)
         if ended.index is None:
             size = max(1, math.isqrt(filling.rows))
             self._doubt = _Doubt(filling.first, rows[-1][POSITION], size)
