@@ -84,6 +84,21 @@ class Clearance:
         self._clean |= new
         self._unsure -= new
 
+    def follow(self, former: Recorded, shared: set[Target], alive: Callable[[], bool]) -> None:
+        """Before the end of a transaction that was filled while `former` was ended; both wrote to `shared`.
+
+        Raises Unsettled where the brokers forgot `former`: what is sent again of it has to come first.
+        """
+        if self._complaints == self._inquiry.complaints.heard:
+            return
+        try:
+            stand = self._hanging.stand(shared | {self._place}, former.seq.mark, alive)
+        finally:
+            self._ranges.rest()
+        if stand:
+            self._suspects.update(stand - {self._place})
+            raise Unsettled("the brokers left a transaction open, which is ended first", expected=True)
+
     def _read(self, clients: Sequence[Producer], known: Recorded | None, alive: Callable[[], bool]) -> Entry:
         try:
             entry = self._ledger.read(alive)

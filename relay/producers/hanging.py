@@ -68,21 +68,42 @@ class Hanging:
                 break
             _go_on(alive)
             time.sleep(LOOK_EVERY)
-        return {target: stable[target] for target in ends if self._is_ours(target, stable[target], alive)}
+        return {
+            target: stable[target] for target in ends if self._ours(target, stable[target], alive) is not None
+        }
 
-    def _is_ours(self, target: Target, offset: int, alive: Callable[[], bool]) -> bool:
+    def stand(self, targets: Collection[Target], last: Mark, alive: Callable[[], bool]) -> set[Target]:
+        """Those in which a transaction up to `last` stands open although its end was confirmed.
+
+        A later one of the shard may be open there, too.
+        """
+        places, until = {*targets}, time.monotonic() + PATIENCE
+        while True:
+            stable = self._ranges.ends(places, READ_COMMITTED) if places else {}
+            places = {target for target in places if self._is_within(target, stable[target], last, alive)}
+            if not places or time.monotonic() > until:
+                return places
+            _go_on(alive)
+            time.sleep(LOOK_EVERY)
+
+    def _is_within(self, target: Target, offset: int, last: Mark, alive: Callable[[], bool]) -> bool:
+        """Is the first record that is not decided yet one of ours up to `last`?"""
+        seq = self._ours(target, offset, alive)
+        return seq is not None and seq.mark <= last
+
+    def _ours(self, target: Target, offset: int, alive: Callable[[], bool]) -> Seq | None:
+        """The place of the record at `offset` in what this shard sends, if it is one of the shard's."""
         try:
             found = self._ranges.read(target, offset, offset + 1, committed=False, alive=alive)
         except Unreadable as unreadable:
             log.warning("whose transaction stands open at offset %d is not known: %s", offset, unreadable)
-            return False
+            return None
         if not found or target != self._place:
-            return bool(found) and self._seq(found[0]) is not None
+            return self._seq(found[0]) if found else None
         try:
-            decoded(found[0].value() or b"", target[0])
+            return decoded(found[0].value() or b"", target[0]).recorded.seq
         except GuardViolation:
-            return False
-        return True
+            return None
 
     def mend(
         self,
@@ -133,14 +154,20 @@ class Hanging:
             _ended(client, [self._record(Entry(recorded))], alive, commit=False)
 
     def furthest(self, known: Entry, candidates: Sequence[Entry], alive: Callable[[], bool]) -> Entry:
-        """The last of `candidates` of which a committed record is to be seen where it wrote; else `known`."""
+        """The last of `candidates` of which a committed record is to be seen where it wrote; else `known`.
+
+        Only what lies behind the candidate before it tells: an earlier one, which was committed, wrote to the
+        same partitions, and the later one may have been aborted.
+        """
         later = [entry for entry in candidates if further(entry.recorded, known.recorded)]
+        ends = sorted({upto(entry.recorded) for entry in [known, *later]})
         for entry in sorted(later, key=lambda entry: upto(entry.recorded), reverse=True):
-            if any(self._arrived(target, known.recorded, entry.recorded, alive) for target in entry.into):
+            before = ends[ends.index(upto(entry.recorded)) - 1]
+            if any(self._arrived(target, before, entry.recorded, alive) for target in entry.into):
                 return entry
         return known
 
-    def _arrived(self, target: Target, above: Recorded, last: Recorded, alive: Callable[[], bool]) -> bool:
+    def _arrived(self, target: Target, above: Mark, last: Recorded, alive: Callable[[], bool]) -> bool:
         """Is a record between the two to be seen? The shard's own lie there in their order."""
         (end,) = self._ranges.ends([target], READ_COMMITTED).values()
         depth = TAIL
@@ -148,9 +175,9 @@ class Hanging:
             start = max(0, end - depth)
             found = self._ranges.read(target, start, end, committed=True, alive=alive)
             seqs = [seq for seq in map(self._seq, found) if seq is not None and _named_alike(seq, last.seq)]
-            if any(upto(above) < seq.mark <= upto(last) for seq in seqs):
+            if any(above < seq.mark <= upto(last) for seq in seqs):
                 return True
-            if start == 0 or any(seq.mark <= upto(above) for seq in seqs):
+            if start == 0 or any(seq.mark <= above for seq in seqs):
                 return False
             depth *= 4
 
@@ -190,7 +217,9 @@ class Hanging:
                     seen.add(seq)
                     missing.append(_copy(message))
         log.warning("shard %d: %d hidden records are sent again", self._shard, len(missing))
-        _ended(clients[0], [*missing, self._record(Entry(recorded))], alive, commit=True)
+        # Its own markers may be forgotten, too: whoever comes next has to look there again.
+        paid = Entry(recorded, into=tuple(places))
+        _ended(clients[0], [*missing, self._record(paid)], alive, commit=True)
 
     def _all(
         self, target: Target, start: int, alive: Callable[[], bool], *, committed: bool = False

@@ -43,7 +43,7 @@ brokers have all of it, cost 10 ms each time."""
 class _Filling:
     """A transaction that has begun: `rows` from position `first` to the end of chunk `last`, until when.
 
-    `into`: where it writes.
+    `into`: where it writes. `behind`: the one whose commit was on its way when this one was begun.
     """
 
     line: Line
@@ -52,6 +52,13 @@ class _Filling:
     last: Chunk
     rows: int = 0
     into: set[Target] = field(default_factory=set)
+    behind: "_Filling | None" = None
+
+    @property
+    def recorded(self) -> Recorded:
+        chunk = self.last
+        seq = Seq.parse(chunk.stream + b"%d" % chunk.rows[-1][POSITION])
+        return Recorded(seq, chunk.done, chunk.next or None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +98,7 @@ class TransactionalProducer:
         # Far from the broker's patience, which also has to cover what this transaction waits for at its end.
         self._together = min(together, self._properties["transaction.timeout.ms"] / 4_000)
         self._filling: _Filling | None = None
-        self._committing: tuple[Line, int] | None = None
+        self._committing: _Filling | None = None
         self._doubt: _Doubt | None = None
 
     def take_over(self, alive: Callable[[], bool], *, known: Recorded | None = None) -> Recorded:
@@ -218,7 +225,8 @@ class TransactionalProducer:
         self._clearance.examine(targets, alive, begun=self._filling is not None)
         if self._filling is None:
             line.begin(alive)
-            self._filling = _Filling(line, time.monotonic() + self._together, part.rows[0][POSITION], part)
+            until = time.monotonic() + self._together
+            self._filling = _Filling(line, until, part.rows[0][POSITION], part, behind=self._committing)
         filling = self._filling
         filling.rows += len(part.rows)
         filling.last = part
@@ -229,7 +237,7 @@ class TransactionalProducer:
             raise self._verdict(filling, ended) from ended
         if self._doubt is not None or time.monotonic() >= filling.until:
             yield from self._complete(alive)
-        elif self._committing is not None and self._committing[0].answered:
+        elif self._committing is not None and self._committing.line.answered:
             yield from self._arrived(alive)
 
     def _complete(self, alive: Callable[[], bool]) -> Iterator[int]:
@@ -237,26 +245,29 @@ class TransactionalProducer:
         filling, self._filling = self._filling, None
         if filling is None:
             return
-        chunk = filling.last
-        last = chunk.rows[-1][POSITION]
-        recorded = Recorded(Seq.parse(chunk.stream + b"%d" % last), chunk.done, chunk.next or None)
+        recorded, last = filling.recorded, filling.recorded.seq.position
         try:
             filling.line.note(*self._place, encoded(Entry(recorded, tuple(filling.into))), alive)
             filling.line.settle(alive)
         except LineEnded as ended:
             raise self._verdict(filling, ended) from ended
         yield from self._arrived(alive)
+        if (former := filling.behind) is not None:
+            # A broker is missed by its clients long before a coordinator takes its partitions for deleted.
+            self._listen()
+            self._clearance.follow(former.recorded, former.into & filling.into, alive)
+            filling.behind = None
         hooks.fire(points.SETTLED, shard=self.names.shard, last=last)
         filling.line.commit()
-        self._committing = filling.line, last
+        self._committing = filling
         hooks.fire(points.COMMITTING, shard=self.names.shard, last=last)
 
     def _arrived(self, alive: Callable[[], bool]) -> Iterator[int]:
         """The last position of the transaction whose commit is on its way, once that is in."""
         committing, self._committing = self._committing, None
         if committing is not None:
-            committing[0].committed(alive)
-            yield committing[1]
+            committing.line.committed(alive)
+            yield committing.last.rows[-1][POSITION]
 
     def _verdict(self, filling: _Filling, ended: LineEnded) -> Exception:
         """Who is to blame: the row that was alone in its transaction, or one among those that were in it."""
