@@ -188,7 +188,10 @@ class Line:
             with contextlib.suppress(KafkaException, SystemError):
                 self.client.poll(ROOM_EVERY)
         causes = [failure for failure in self._failures if failure.code() not in CONSEQUENCES]
-        return LineEnded(causes[0]) if causes else LineEnded(error, index)
+        if causes:
+            return LineEnded(causes[0])
+        said = self._said() if error.code() in CONSEQUENCES else None
+        return LineEnded(said) if said is not None else LineEnded(error, index)
 
     def _serve(self, wait: float, alive: Callable[[], bool]) -> None:
         with _ending():
@@ -198,8 +201,17 @@ class Line:
     def _heard(self, alive: Callable[[], bool]) -> None:
         if self._failures:
             causes = [failure for failure in self._failures if failure.code() not in CONSEQUENCES]
-            raise LineEnded(causes[0] if causes else self._failures[0])
+            raise LineEnded(causes[0] if causes else self._said() or self._failures[0])
         _go_on(alive)
+
+    def _said(self) -> KafkaError | None:
+        """Why the transaction failed, where that is no record's fault: no report says it, any call does."""
+        try:
+            self.client.begin_transaction()
+        except KafkaException as error:
+            found: KafkaError = error.args[0]
+            return None if found.code() in CONSEQUENCES else found
+        return None
 
 
 class _Commit(threading.Thread):

@@ -246,11 +246,15 @@ class TransactionalProducer:
         if filling is None:
             return
         recorded, last = filling.recorded, filling.recorded.seq.position
+        blamed = True  # some row, when a record is refused; no more once only the progress record can be it
         try:
+            if self._doubt is not None:
+                filling.line.settle(alive)
+                blamed = False
             filling.line.note(*self._place, encoded(Entry(recorded, tuple(filling.into))), alive)
             filling.line.settle(alive)
         except LineEnded as ended:
-            raise self._verdict(filling, ended) from ended
+            raise (self._verdict(filling, ended) if blamed else self._not_noted(ended)) from ended
         yield from self._arrived(alive)
         if (former := filling.behind) is not None:
             # A broker is missed by its clients long before a coordinator takes its partitions for deleted.
@@ -274,7 +278,7 @@ class TransactionalProducer:
         if ended.cause.code() not in REFUSALS:
             return ended
         rows = filling.last.rows
-        if filling.rows == 1:
+        if filling.rows == 1 and (self._doubt is not None or ended.cause.code() not in OF_TOPIC):
             return Refused(rows[0], explained(ended.cause), of_topic=ended.cause.code() in OF_TOPIC)
         if ended.index is None:
             size = max(1, math.isqrt(filling.rows))
@@ -282,6 +286,11 @@ class TransactionalProducer:
         else:
             self._doubt = _Doubt(rows[ended.index][POSITION], rows[ended.index][POSITION], 1)
         return Unsettled(f"looking for the row that is refused: {ended.cause.str()}", expected=True)
+
+    def _not_noted(self, ended: LineEnded) -> Exception:
+        if ended.cause.code() not in OF_TOPIC:
+            return ended
+        return Unsettled(f"topic {self._place[0]} takes no record: {explained(ended.cause)}")
 
     def _parts(self, chunk: Chunk) -> Iterator[Chunk]:
         """The chunk whole, but for the rows among which one is refused: these in smaller pieces."""
