@@ -99,7 +99,7 @@ class InboxRing:
         for a broker, and never raises for what time can mend."""
         now = time.monotonic()
         answered = bool(self._asked) and all(future.done() for future in self._asked.values())
-        if now < self._due and not answered:
+        if not answered and (now < self._due or self._asked):
             return 0
         claims = [p.claim for p in partitions if p.reads() and p.claim is not None]
         try:
@@ -129,7 +129,6 @@ class InboxRing:
 
     def _ask(self, claims: list[Claim]) -> None:
         """First the clock, then the ends: all that was appended until the clock was read lies below them."""
-        self._asked = {}  # an answer that comes now knows nothing of the next clock
         self._inbox.prepare(claims)
         watched = [claim for claim in claims if self._inbox.window(claim.topic) is not None]
         if not watched:

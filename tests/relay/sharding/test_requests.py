@@ -28,7 +28,10 @@ UPDATE outbox_shard SET done = at.upto FROM at
 """
 """What relays do once the shards are frozen."""
 
-WANTED: dict[str, Any] = dict.fromkeys(("since", "until", "topic", "aggregateid", "to_topic"))
+WANTED: dict[str, Any] = {
+    **dict.fromkeys(("since", "until", "topic", "aggregateid", "to_topic")),
+    "latest_per_key": False,
+}
 WANTED |= {"groups": "billing", "by": "operator"}
 
 Meanwhile = Callable[[Callable[[], Any]], Future[Any]]
