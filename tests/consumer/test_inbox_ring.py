@@ -329,8 +329,9 @@ def test_a_repeat_within_the_window_is_dropped_though_leaves_are_emptied_all_the
 @pytest.mark.usefixtures("quick")
 def test_a_role_without_the_right_to_empty_leaves_goes_on_and_says_what_it_lacks(stage: Stage) -> None:
     producer = PlainProducer(stage)
-    stage.sql("ALTER FUNCTION consumer_inbox_sweep() RENAME TO gone")
     with running(deduping(stage)) as consumer:
+        eventually(lambda: any(m.partitions for m in consumer.health().members))
+        stage.sql("ALTER FUNCTION consumer_inbox_sweep() RENAME TO gone")
         eventually(
             lambda: any("outbox-relay db roles" in t for m in consumer.health().members for t in m.trouble)
         )
