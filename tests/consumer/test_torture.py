@@ -8,7 +8,7 @@ import pytest
 from tests.consumer.stage import PROTOCOLS
 from tests.consumer.torture.campaign import Campaign, Servers, servers
 
-SECONDS = float(os.environ.get("OUTBOX_TORTURE_SECONDS", "20"))
+SECONDS = float(os.environ.get("OUTBOX_TORTURE_SECONDS", "15"))
 SEED = int(os.environ.get("OUTBOX_TORTURE_SEED", "1"))
 
 
