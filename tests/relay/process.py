@@ -125,11 +125,14 @@ def _observe() -> None:
     announce = int(os.environ[ANNOUNCE])
     point, times, name = (os.environ.get(STRIKE) or "never 0 KILL").split()
     reached: Counter[str] = Counter()
+    counting = threading.Lock()
 
     def observer(now: str, facts: dict[str, Any]) -> None:
-        reached[now] += 1
+        with counting:  # each shard has a thread: two that count at once would pass the number by
+            reached[now] += 1
+            struck = now == point and reached[now] == int(times)
         os.write(announce, (json.dumps([now, facts], default=str) + "\n").encode())
-        if now == point and reached[now] == int(times):
+        if struck:
             os.kill(os.getpid(), signal.Signals[f"SIG{name}"])
 
     hooks.subscribe(observer)
