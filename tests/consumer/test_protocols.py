@@ -143,7 +143,7 @@ def longest_wait(stage: Stage, partition: int, begin: float, end: float) -> floa
         f"SELECT extract(epoch FROM stored), sent FROM effect WHERE partition = {partition} "
         f"AND sent BETWEEN {begin} AND {end}"
     )
-    return max(float(stored) - float(sent) for stored, sent in rows)
+    return max((float(stored) - float(sent) for stored, sent in rows), default=0.0)
 
 
 @pytest.mark.alone
