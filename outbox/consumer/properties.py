@@ -12,8 +12,6 @@ DEFAULTS: dict[str, Any] = {
     "partition.assignment.strategy": "cooperative-sticky",
     # The default of 1,000 ms stalls a consumer whenever its queue was full once.
     "fetch.queue.backoff.ms": 5,
-    # By default 500 ms: for so long partitions that stay stood still in one rebalance of four.
-    "fetch.error.backoff.ms": 50,
     # What is read ahead in memory, per member; 64 MB by default. Over a backlog of 1 kB records in 24
     # partitions a process of 76 MB grows to 130 with 16 MB, to 100 with 4, to 87 with 1, and is not slower.
     "queued.max.messages.kbytes": 1_024,
