@@ -37,7 +37,7 @@ AGAIN = 0.5
 """Seconds before brokers that gave no answer are asked again."""
 
 TRUST = 0.4
-"""Seconds for which a topic that was seen to be the right one is taken for it."""
+"""Seconds for which a topic that was seen to be the right one is taken for it: less than `FETCH_RESTS`."""
 
 AHEAD = 0.2
 """Seconds after which the next question is asked without waiting, so that a flow of records never waits."""

@@ -166,8 +166,8 @@ def test_partitions_that_stay_go_on_while_another_member_joins(
     stage_wait = [longest_wait(stage, p, quiet, begin) for p in range(6)]
     waits = [longest_wait(stage, p, begin, end) for p in staying]
     assert epochs == [1, 1, 1], "they were neither revoked nor claimed again"
-    # In one rebalance of four the client waits fetch.error.backoff.ms, 500 ms, once or twice. With 50 ms it
-    # would read on in a topic that was made again before anybody notices.
+    # In one rebalance of four the client waits fetch.error.backoff.ms, 500 ms, once or twice. The vigil over
+    # topics that are made again counts on that wait.
     assert max(waits) <= max(stage_wait) + 1.25
 
 
