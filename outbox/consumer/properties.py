@@ -138,8 +138,8 @@ def _check_rest(given: Mapping[str, Any]) -> None:
     rest = _plain(given.get("fetch.error.backoff.ms", FETCH_RESTS))
     if rest.isdecimal() and int(rest) < FETCH_RESTS:
         raise ConfigurationError(
-            f"kafka['fetch.error.backoff.ms']={rest} is refused: a topic that is deleted and made again could "
-            "be read on at the old offset before anybody notices. "
+            f"kafka['fetch.error.backoff.ms']={rest} is refused: a topic that is deleted and made again "
+            "could be read on at the old offset before anybody notices. "
             f"Leave it out (it is {FETCH_RESTS}) or raise it"
         )
 
