@@ -23,8 +23,9 @@ from pydantic_settings import (
 )
 
 from outbox.errors import ConfigurationError
-from relay import database, health
+from relay import database
 from relay.producers.properties import checked, named
+from relay.telemetry import health
 
 log = logging.getLogger("relay")
 

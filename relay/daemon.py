@@ -10,19 +10,19 @@ from typing import Any
 from outbox import hooks
 from outbox.errors import ConfigurationError, OutboxError
 from relay import loop
-from relay.backlog import Backlog
 from relay.carrier import Carrier
 from relay.config import RelayConfig
 from relay.database import Database, name
 from relay.ends import Ends
-from relay.health import Health, Pages
 from relay.lease import Lease, Leases
-from relay.metrics import Observed
 from relay.mover import Mover
 from relay.producers import Kafka
-from relay.report import Report
 from relay.ring import EVERY, Ring
 from relay.shard import TROUBLED, Shard
+from relay.telemetry.backlog import Backlog
+from relay.telemetry.health import Health, Pages
+from relay.telemetry.metrics import Observed
+from relay.telemetry.report import Report
 from relay.tenure import Did
 
 log = logging.getLogger("relay")

@@ -8,7 +8,7 @@ from itertools import takewhile
 
 from outbox import hooks
 from relay import points
-from relay.parking import Parking, Withheld
+from relay.parking.parking import Parking, Withheld
 from relay.producers import Chunk, Refused, Target, TopicRefused, address
 from relay.progress import Progress
 from relay.row import POSITION, TOPIC, Row

@@ -10,8 +10,8 @@ from outbox.errors import OutboxError
 from relay import loop
 from relay.config import RelayConfig
 from relay.daemon import Relay
-from relay.health import Health, Pages
-from relay.metrics import Observed
+from relay.telemetry.health import Health, Pages
+from relay.telemetry.metrics import Observed
 
 log = logging.getLogger("relay")
 

@@ -13,12 +13,12 @@ from relay.config import RelayConfig
 from relay.database import Connection, OutcomeUnknown
 from relay.look import Look, Looker
 from relay.outgoing import Outgoing, page
-from relay.parking import Parking, Withheld
+from relay.parking.parking import Parking, Withheld
+from relay.parking.release import Release
 from relay.producers import Producer, Refused, TopicRefused
 from relay.progress import RELEASE, TRANSACTIONAL, Frozen, Progress, ShardRow
 from relay.reader import DeltaReader, PlanMissing
-from relay.release import Release
-from relay.replay import Replay
+from relay.replay.replay import Replay
 from relay.reshard import Ending
 from relay.row import POSITION, Row
 from relay.standby import Standbys

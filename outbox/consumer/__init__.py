@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 from outbox.consumer.consumer import Consumer
 from outbox.consumer.figures import ClientFigures
 from outbox.consumer.health import Health, MemberHealth, PartitionHealth
-from outbox.consumer.out import Out
 from outbox.consumer.partition import Status
-from outbox.consumer.pipe import Pipe
-from outbox.consumer.position import Positions
+from outbox.consumer.pipe.out import Out
+from outbox.consumer.pipe.pipe import Pipe
+from outbox.consumer.place.position import Positions
 from outbox.consumer.record import Record
 from outbox.consumer.settings import Settings
-from outbox.consumer.state import State, StateHealth
+from outbox.consumer.state.state import State, StateHealth
 
 if TYPE_CHECKING:
     from outbox.consumer.async_consumer import AsyncConsumer

@@ -17,13 +17,13 @@ from psycopg.pq import TransactionStatus
 from sqlalchemy import Connection, Transaction, text
 
 from outbox import hooks
-from outbox.consumer import parked
 from outbox.consumer.claim import Claim
 from outbox.consumer.database import Database
+from outbox.consumer.foreign.inbox import Ids, Inbox, without
 from outbox.consumer.handlers import Run
-from outbox.consumer.inbox import Ids, Inbox, without
 from outbox.consumer.outcome import Committed, Failed, Outcome, Overtaken, Unknown, outcome_is_unknown
-from outbox.consumer.parked import State, TooManyParked
+from outbox.consumer.parking import parked
+from outbox.consumer.parking.parked import State, TooManyParked
 from outbox.consumer.record import Polled
 from outbox.consumer.sift import Sieve, Sifted
 from outbox.consumer.time_limit import TimeLimit

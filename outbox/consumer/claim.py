@@ -13,11 +13,11 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from outbox import hooks
-from outbox.consumer import move
 from outbox.consumer.database import Database
 from outbox.consumer.identity import TopicIdentity
-from outbox.consumer.move import Spot
-from outbox.consumer.position import Misplaced, Positions, command
+from outbox.consumer.place import move
+from outbox.consumer.place.move import Spot
+from outbox.consumer.place.position import Misplaced, Positions, command
 from outbox.consumer.release import Release
 from outbox.consumer.watermark import Marks
 

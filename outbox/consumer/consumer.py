@@ -22,22 +22,22 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session, sessionmaker
 
-from outbox.consumer import seek as seeking
 from outbox.consumer.crew import settled_heap, signals, work
 from outbox.consumer.database import Database
-from outbox.consumer.dedupe import By, WithoutId
-from outbox.consumer.dedupe import dedupe as new_dedupe
+from outbox.consumer.foreign.dedupe import By, WithoutId
+from outbox.consumer.foreign.dedupe import dedupe as new_dedupe
 from outbox.consumer.handlers import Handlers
 from outbox.consumer.health import Health
 from outbox.consumer.member import Member, Setup, client
-from outbox.consumer.position import Positions
+from outbox.consumer.place import seek as seeking
+from outbox.consumer.place.position import Positions
+from outbox.consumer.place.rebuild import Rebuilding, as_tables, rebuild, topics_read
+from outbox.consumer.place.seek import Goal, Moved
+from outbox.consumer.place.switch import CATCH_UP, Switched, switch
 from outbox.consumer.properties import admin_properties, consumer_properties
 from outbox.consumer.readiness import wait_for_database, wait_for_topics
-from outbox.consumer.rebuild import Rebuilding, as_tables, rebuild, topics_read
-from outbox.consumer.seek import Goal, Moved
 from outbox.consumer.settings import Poison, Settings, Start, Unknown
 from outbox.consumer.stopping import Stop
-from outbox.consumer.switch import CATCH_UP, Switched, switch
 from outbox.errors import ConfigurationError
 from outbox.event import Event
 

@@ -10,8 +10,8 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from outbox import catalog
-from outbox.consumer import foreign
-from outbox.consumer.dedupe import Dedupe
+from outbox.consumer.foreign import shapes as foreign
+from outbox.consumer.foreign.dedupe import Dedupe
 from outbox.consumer.record import Polled, record_of
 from outbox.errors import ConfigurationError
 from outbox.event import Event, is_named

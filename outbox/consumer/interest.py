@@ -13,9 +13,9 @@ from typing import Any
 from confluent_kafka import Consumer as KafkaConsumer
 from confluent_kafka import KafkaError, KafkaException
 
-from outbox.consumer.beginning import TIMEOUT
 from outbox.consumer.handlers import Handlers
 from outbox.consumer.notice import Notice
+from outbox.consumer.place.beginning import TIMEOUT
 
 log = logging.getLogger(__name__)
 

@@ -25,28 +25,28 @@ from outbox import hooks
 from outbox.consumer import backoff
 from outbox.consumer.assignment import Assignment, Key, describe
 from outbox.consumer.batch import BatchRunner
-from outbox.consumer.beginning import Beginnings
 from outbox.consumer.claim import Claimer
 from outbox.consumer.database import Database
 from outbox.consumer.figures import Figures
+from outbox.consumer.foreign.inbox import Inbox
+from outbox.consumer.foreign.refill import Refill
+from outbox.consumer.foreign.ring import InboxRing
 from outbox.consumer.handlers import Handlers
 from outbox.consumer.health import MemberHealth, of_partition
 from outbox.consumer.identity import BrokerIdentities, Identities
-from outbox.consumer.inbox import Inbox
-from outbox.consumer.inbox_ring import InboxRing
 from outbox.consumer.intake import ClientDied, Intake
 from outbox.consumer.interest import Interest
-from outbox.consumer.mend import Mender
 from outbox.consumer.mirror import Mirror
 from outbox.consumer.notice import Notice
+from outbox.consumer.parking.redrive import Redrive
 from outbox.consumer.partition import Partition
+from outbox.consumer.place.beginning import Beginnings
+from outbox.consumer.place.mend import Mender
+from outbox.consumer.place.recall import Recall
+from outbox.consumer.place.run_up import RunUp, RunUps
+from outbox.consumer.place.scout import scouting
+from outbox.consumer.place.seek import Access
 from outbox.consumer.properties import admin_properties, is_incremental, member_properties
-from outbox.consumer.recall import Recall
-from outbox.consumer.redrive import Redrive
-from outbox.consumer.refill import Refill
-from outbox.consumer.run_up import RunUp, RunUps
-from outbox.consumer.scout import scouting
-from outbox.consumer.seek import Access
 from outbox.consumer.settings import Settings, batch_time, owner
 from outbox.consumer.sift import Sieve
 from outbox.consumer.takeover import Takeover

@@ -7,7 +7,7 @@ import psycopg
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from outbox.consumer.parked import TooManyParked
+from outbox.consumer.parking.parked import TooManyParked
 from outbox.consumer.watermark import Marks
 from outbox.errors import (
     CatalogError,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from outbox.consumer.position import Positions
+from outbox.consumer.place.position import Positions
 from outbox.errors import ConfigurationError
 
 Edge = Literal["earliest", "latest"]

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from outbox import catalog
-from outbox.consumer import foreign
+from outbox.consumer.foreign import shapes as foreign
 from outbox.consumer.handlers import UNTYPED, Handlers, Route, Run
 from outbox.consumer.record import Polled, headers_of
 from outbox.consumer.settings import Unknown

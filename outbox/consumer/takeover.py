@@ -8,13 +8,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from outbox.consumer import backoff
 from outbox.consumer.assignment import describe
-from outbox.consumer.beginning import Beginnings
 from outbox.consumer.claim import Claimer
 from outbox.consumer.identity import Identities, TopicIdentity, TopicMissing
 from outbox.consumer.notice import Notice
 from outbox.consumer.outcome import passes
 from outbox.consumer.partition import Partition
-from outbox.consumer.position import Misplaced
+from outbox.consumer.place.beginning import Beginnings
+from outbox.consumer.place.position import Misplaced
 from outbox.errors import GuardViolation, SchemaError
 
 log = logging.getLogger(__name__)

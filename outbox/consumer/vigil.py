@@ -19,14 +19,14 @@ from confluent_kafka import KafkaException, TopicPartition
 from sqlalchemy.exc import SQLAlchemyError
 
 from outbox.consumer.assignment import Assignment, describe
-from outbox.consumer.beginning import TIMEOUT
 from outbox.consumer.identity import Identities, TopicIdentity, TopicMissing
-from outbox.consumer.mend import Mender, Problem
 from outbox.consumer.notice import Notice
 from outbox.consumer.outcome import brief
 from outbox.consumer.partition import Partition
+from outbox.consumer.place.beginning import TIMEOUT
+from outbox.consumer.place.mend import Mender, Problem
+from outbox.consumer.place.scout import Scout
 from outbox.consumer.record import Polled
-from outbox.consumer.scout import Scout
 
 log = logging.getLogger(__name__)
 

@@ -55,8 +55,8 @@ def adopt(
     consumers read the copy from its beginning, dropping what they applied. Records without `outbox-seq`, of
     other producers, are applied again then.
     """
-    from relay.adopt import Adoption
     from relay.config import RelayConfig
+    from relay.disaster.adopt import Adoption
 
     if empty == mirrored:
         raise click.UsageError("say what the new topics are: --empty or --mirrored")

@@ -11,8 +11,8 @@ import click
 from click.core import ParameterSource
 
 from outbox.consumer import Consumer
-from relay.consumer_pages import ConsumerPages
-from relay.health import Health
+from relay.telemetry.consumer_pages import ConsumerPages
+from relay.telemetry.health import Health
 
 
 def _places(

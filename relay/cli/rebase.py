@@ -64,7 +64,7 @@ def rebase(
     drained and its writers stopped before the copy was taken; what the old side published after the copy goes
     out again.
     """
-    from relay.rebase import Rebase
+    from relay.disaster.rebase import Rebase
 
     if yes and dry_run:
         raise click.UsageError("--dry-run and --yes exclude each other")

@@ -6,8 +6,8 @@ import click
 from sqlalchemy import text
 
 from outbox.storage import ddl
-from relay.backlog import BACKLOG, MOST
 from relay.cli import options
+from relay.telemetry.backlog import BACKLOG, MOST
 
 SHARDS = f"""
 SELECT s.shard, s.mode, s.source, s.generation, s.epoch, s.delta, behind.owner, behind.lease_held,

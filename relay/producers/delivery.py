@@ -7,7 +7,7 @@ from typing import Protocol
 from confluent_kafka import murmur2
 
 from outbox.record import PROGRESS_TOPICS, Seq
-from relay.landing import Landings
+from relay.parking.landing import Landings
 from relay.row import KEY, POSITION, TOPIC, Row, describe
 
 Target = tuple[str, int]

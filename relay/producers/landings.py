@@ -9,7 +9,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from outbox.errors import UndecodableRecord
 from outbox.record import SEQ, Seq
-from relay.landing import Trace, Undecided, Verdict
+from relay.parking.landing import Trace, Undecided, Verdict
 from relay.producers.delivery import Abandoned, Interrupted
 from relay.producers.properties import connection_only
 

@@ -8,7 +8,7 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException
 
 from outbox.errors import ConfigurationError
-from relay.landing import Landings
+from relay.parking.landing import Landings
 from relay.producers.delivery import Chunk, Interrupted, Recorded, Refused
 from relay.producers.inquiry import OF_TOPIC, REFUSALS, Inquiry, explained
 from relay.producers.landings import KafkaLandings

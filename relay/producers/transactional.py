@@ -18,7 +18,7 @@ from outbox import hooks
 from outbox.errors import ConfigurationError
 from outbox.record import Seq
 from relay import points
-from relay.landing import Landings, NeverOpen
+from relay.parking.landing import Landings, NeverOpen
 from relay.producers.clearance import Clearance
 from relay.producers.delivery import Chunk, Interrupted, Names, Recorded, Refused, Target, Unsettled
 from relay.producers.entry import Entry, encoded

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, text
 
-from outbox.consumer import batch, claim, move, partition, release
+from outbox.consumer import batch, claim, partition, release
 from outbox.consumer.identity import TopicIdentity
 from outbox.consumer.partition import Arrival, Partition
+from outbox.consumer.place import move
 from outbox.consumer.record import Polled
 from outbox.consumer.watermark import Marks
 

@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 
 from outbox import hooks
-from outbox.consumer import Out, Pipe, Record, outflow, pipe_member
-from outbox.consumer.outflow import Outflow
+from outbox.consumer import Out, Pipe, Record
+from outbox.consumer.pipe import member as pipe_member
+from outbox.consumer.pipe import outflow
+from outbox.consumer.pipe.outflow import Outflow
 from tests.consumer.app import SIGNALS
 from tests.consumer.stage import ROOT, Stage
 from tests.relay import wire

@@ -13,7 +13,8 @@ from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import NullPool
 
 from outbox import AsyncOutbox, ConfigurationError, Event
-from outbox.consumer import AsyncConsumer, Consumer, Record, inbox_ring
+from outbox.consumer import AsyncConsumer, Consumer, Record
+from outbox.consumer.foreign import ring as inbox_ring
 from tests.consumer.conftest import StageFactory
 from tests.consumer.foreign import PlainProducer
 from tests.consumer.stage import Stage, Witness, eventually, running

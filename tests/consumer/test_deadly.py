@@ -11,8 +11,9 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from outbox import Reject, Retry
-from outbox.consumer import Record, wishes
+from outbox.consumer import Record
 from outbox.consumer.batch import BatchRunner
+from outbox.consumer.parking import wishes
 from outbox.consumer.time_limit import EXIT_CODE
 from tests.consumer.conftest import StageFactory
 from tests.consumer.stage import SHORT, Stage, Witness, eventually, running

@@ -10,7 +10,8 @@ import pytest
 from sqlalchemy.orm import Session
 
 from outbox import Event
-from outbox.consumer import Consumer, Record, foreign
+from outbox.consumer import Consumer, Record
+from outbox.consumer.foreign import shapes as foreign
 from outbox.consumer.record import Polled
 from outbox.errors import ConfigurationError, UndecodableRecord
 from outbox.testing.servers import jars

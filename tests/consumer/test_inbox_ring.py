@@ -11,8 +11,9 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from outbox import Retry
-from outbox.consumer import Record, inbox_ring
-from outbox.consumer.inbox_ring import SWEEP
+from outbox.consumer import Record
+from outbox.consumer.foreign import ring as inbox_ring
+from outbox.consumer.foreign.ring import SWEEP
 from outbox.storage import ring
 from tests.consumer.conftest import StageFactory
 from tests.consumer.foreign import PlainProducer

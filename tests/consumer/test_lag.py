@@ -25,9 +25,9 @@ from outbox.consumer.mirror import Mirror
 from outbox.consumer.partition import Partition
 from outbox.errors import ConfigurationError
 from outbox.testing.servers import ServerUnavailable
-from relay import consumer_metrics
-from relay.consumer_pages import ConsumerPages
-from relay.health import Health
+from relay.telemetry import consumer_metrics
+from relay.telemetry.consumer_pages import ConsumerPages
+from relay.telemetry.health import Health
 from tests.consumer.conftest import StageFactory
 from tests.consumer.stage import PROTOCOLS, Stage, Witness, eventually, running
 

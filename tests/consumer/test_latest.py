@@ -4,7 +4,7 @@ from random import Random
 
 import pytest
 
-from outbox.consumer.latest import REMEMBERED, Latest
+from outbox.consumer.state.latest import REMEMBERED, Latest
 from outbox.consumer.watermark import Marks
 from outbox.record import Seq
 

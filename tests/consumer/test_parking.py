@@ -11,8 +11,9 @@ from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.orm import Session, sessionmaker
 
 from outbox import Reject, Retry
-from outbox.consumer import Consumer, Record, parked, wishes
-from outbox.consumer.wishes import Place
+from outbox.consumer import Consumer, Record
+from outbox.consumer.parking import parked, wishes
+from outbox.consumer.parking.wishes import Place
 from outbox.errors import ConfigurationError
 from relay.cli import main
 from tests.consumer.conftest import StageFactory

@@ -13,8 +13,9 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from outbox import ConfigurationError, Event, Reject, Retry, Tombstone
-from outbox.consumer import Out, Pipe, Record, committed
-from outbox.consumer.outflow import is_member
+from outbox.consumer import Out, Pipe, Record
+from outbox.consumer.pipe import committed
+from outbox.consumer.pipe.outflow import is_member
 from outbox.consumer.watermark import Marks
 from outbox.testing.servers import KafkaServer, start_kafka
 from tests.conftest import TopicFactory

@@ -11,7 +11,7 @@ from confluent_kafka.admin import NewPartitions
 
 from outbox import Reject
 from outbox.consumer import Positions
-from outbox.consumer.scout import Bounds, Scout
+from outbox.consumer.place.scout import Bounds, Scout
 from outbox.errors import ConfigurationError
 from outbox.testing.servers import KafkaServer
 from relay.cli import main

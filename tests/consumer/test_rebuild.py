@@ -14,8 +14,9 @@ from confluent_kafka import TopicPartition
 from sqlalchemy import BigInteger, Column, Connection, ForeignKey, MetaData, Table, Text, text
 from sqlalchemy.orm import Session
 
-from outbox.consumer import Consumer, Record, rebuild
-from outbox.consumer.switch import NotCaughtUp
+from outbox.consumer import Consumer, Record
+from outbox.consumer.place import rebuild
+from outbox.consumer.place.switch import NotCaughtUp
 from outbox.errors import ConfigurationError
 from outbox.testing.servers import KafkaServer
 from relay.cli import main

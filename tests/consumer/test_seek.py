@@ -13,9 +13,9 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from outbox import Reject
-from outbox.consumer import run_up, scout
 from outbox.consumer.identity import BrokerIdentities, TopicIdentity, TopicMissing
-from outbox.consumer.position import Misplaced
+from outbox.consumer.place import run_up, scout
+from outbox.consumer.place.position import Misplaced
 from outbox.errors import ConfigurationError
 from tests.consumer import broken
 from tests.consumer.conftest import StageFactory

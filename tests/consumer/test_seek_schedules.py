@@ -16,18 +16,20 @@ from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session, sessionmaker
 
 from outbox import Reject
-from outbox.consumer import Consumer, Record, move, run_up, wishes
+from outbox.consumer import Consumer, Record
 from outbox.consumer.batch import Batch, BatchRunner
 from outbox.consumer.claim import Claimer
 from outbox.consumer.database import Database
+from outbox.consumer.foreign.inbox import Inbox
 from outbox.consumer.identity import TopicIdentity
-from outbox.consumer.inbox import Inbox
-from outbox.consumer.move import Spot
 from outbox.consumer.outcome import Committed, Failed
+from outbox.consumer.parking import wishes
+from outbox.consumer.parking.redrive import Redrive
 from outbox.consumer.partition import Partition
+from outbox.consumer.place import move, run_up
+from outbox.consumer.place.move import Spot
+from outbox.consumer.place.seek import settle
 from outbox.consumer.record import Polled
-from outbox.consumer.redrive import Redrive
-from outbox.consumer.seek import settle
 from outbox.consumer.sift import Sieve
 from outbox.consumer.time_limit import TimeLimit
 from tests.consumer import broken

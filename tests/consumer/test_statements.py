@@ -8,10 +8,10 @@ from sqlalchemy import Connection, Engine, Row, TextClause, text
 
 from outbox.consumer.batch import ADVANCE
 from outbox.consumer.claim import CLAIM, KNOWN
-from outbox.consumer.inbox import ADMIT
-from outbox.consumer.move import HOLD, MOVE
-from outbox.consumer.recall import MOVED
-from outbox.consumer.run_up import STAGE
+from outbox.consumer.foreign.inbox import ADMIT
+from outbox.consumer.place.move import HOLD, MOVE
+from outbox.consumer.place.recall import MOVED
+from outbox.consumer.place.run_up import STAGE
 from outbox.storage import ring
 from tests.consumer.stage import eventually
 

@@ -61,7 +61,7 @@ def test_a_partition_that_begins_at_the_end_after_all_loses_what_came_before_it_
     build: StageFactory, kafka: KafkaServer, seen: Witness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The naive form: each partition begins where the group was told to begin."""
-    monkeypatch.setattr("outbox.consumer.beginning.appeared_later", lambda *_: False)
+    monkeypatch.setattr("outbox.consumer.place.beginning.appeared_later", lambda *_: False)
     stage = build(partitions=1)
     with running(stage.recorder(start="latest")):
         seen.wait("consumer.claimed")

@@ -10,8 +10,9 @@ from click.testing import CliRunner
 from sqlalchemy.orm import Session, sessionmaker
 
 from outbox import Event, Outbox, catalog
-from outbox.consumer import Consumer, Record, wishes
-from outbox.consumer.wishes import Place
+from outbox.consumer import Consumer, Record
+from outbox.consumer.parking import wishes
+from outbox.consumer.parking.wishes import Place
 from relay.cli import main
 from tests.consumer.conftest import StageFactory
 from tests.consumer.stage import Stage, Witness, eventually, running

@@ -13,7 +13,7 @@ import relay.producers.clearance
 import relay.producers.sequenced
 import relay.producers.session
 import relay.progress
-import relay.replay
+import relay.replay.replay
 import relay.shard
 import relay.supervision
 import relay.takeover
@@ -44,7 +44,7 @@ def counted() -> None:
 
 def small_windows() -> None:
     """No rule broken: a replay has many windows."""
-    relay.replay.WINDOW = 30
+    relay.replay.replay.WINDOW = 30
 
 
 def loses_the_broker_in_a_release() -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import click
 
-from outbox.consumer import accept as accepting
-from outbox.consumer.seek import parse
+from outbox.consumer.place import accept as accepting
+from outbox.consumer.place.seek import parse
 from relay.cli import options
 from relay.cli.consumers import reach
 

@@ -6,8 +6,8 @@ from typing import Any, TypeVar
 
 import click
 
-from outbox.consumer import wishes
-from outbox.consumer.wishes import Place
+from outbox.consumer.parking import wishes
+from outbox.consumer.parking.wishes import Place
 from outbox.storage import ddl
 from relay.cli import options
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from outbox.consumer.database import Database
-from outbox.consumer.seek import Access
+from outbox.consumer.place.seek import Access
 from relay.cli import options
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -7,7 +7,7 @@ from dataclasses import asdict
 import click
 
 from outbox.consumer import Consumer
-from outbox.consumer.rebuild import Rebuilding, left
+from outbox.consumer.place.rebuild import Rebuilding, left
 from relay.cli import options
 from relay.cli.consume import load
 from relay.cli.consumers import reach

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from outbox.consumer import seek as seeking
+from outbox.consumer.place import seek as seeking
 from relay.cli import options
 from relay.cli.consumers import reach
 

@@ -7,7 +7,7 @@ import click
 import psycopg
 from sqlalchemy import Connection
 
-from outbox.consumer import switch as switching
+from outbox.consumer.place import switch as switching
 from outbox.errors import ConfigurationError, SchemaError
 from relay.cli import options
 from relay.cli.consumers import reach

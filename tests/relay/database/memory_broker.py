@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from outbox import record
 from outbox.record import Mark, Seq
 from relay.envelope import headers
-from relay.landing import Trace, Verdict
+from relay.parking.landing import Trace, Verdict
 from relay.producers import Abandoned, Chunk, Names, Recorded, RecordingProducer, Refused
 from relay.row import ID, KEY, PAYLOAD, POSITION, Row
 
@@ -72,7 +72,7 @@ class MemoryBroker:
 
 
 class MemoryLandings:
-    """A `relay.landing.Landings` by the same rule."""
+    """A `relay.parking.landing.Landings` by the same rule."""
 
     def __init__(self, log: Sequence[Record]) -> None:
         self._log = log

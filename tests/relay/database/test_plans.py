@@ -11,10 +11,12 @@ import pytest
 
 from outbox.storage import ring
 from outbox.storage.roles import Roles, statements
-from relay import database, look, parking, reader, release, window
+from relay import database, look, reader
 from relay.lease import TAKE
 from relay.look import Look
+from relay.parking import parking, release
 from relay.progress import Progress
+from relay.replay import window
 from relay.row import POSITION
 from relay.snapshot import Snapshot
 from tests.relay.database.half import Half, Session, write

@@ -13,10 +13,10 @@ from outbox import hooks
 from outbox.errors import GuardViolation
 from outbox.testing.servers import KafkaServer, PostgresServer
 from relay import points
-from relay.adopt import Adoption
 from relay.cli import main
 from relay.config import RelayConfig
 from relay.database import OutcomeUnknown
+from relay.disaster.adopt import Adoption
 from relay.producers import Kafka
 from relay.shard import Shard
 from tests.relay import wire

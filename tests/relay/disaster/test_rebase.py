@@ -11,10 +11,11 @@ import pytest
 from outbox import hooks
 from outbox.errors import GuardViolation, SchemaError
 from outbox.testing.servers.postgres import OwnPostgres
-from relay import guards, points, rebase, ring
+from relay import guards, points, ring
 from relay.database import Database, OutcomeUnknown
+from relay.disaster import rebase
+from relay.disaster.rebase import Rebase
 from relay.look import Looker
-from relay.rebase import Rebase
 from relay.ring import Ring
 from relay.snapshot import Snapshot
 from tests.relay.database.half import drain, shard, write

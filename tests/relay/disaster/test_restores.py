@@ -10,7 +10,7 @@ from outbox.errors import GuardViolation
 from outbox.testing.servers import postgres_copies, start_postgres
 from outbox.testing.servers.postgres import OwnPostgres, Settings
 from relay import progress
-from relay.rebase import Rebase
+from relay.disaster.rebase import Rebase
 from tests.relay.database.half import drain, shard
 from tests.relay.database.memory_broker import MemoryBroker
 from tests.relay.disaster.conftest import Install

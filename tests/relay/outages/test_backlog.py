@@ -6,8 +6,8 @@ from datetime import timedelta
 import psycopg
 import pytest
 
-from relay.backlog import Backlog, ShardBacklog
 from relay.database import Database
+from relay.telemetry.backlog import Backlog, ShardBacklog
 from tests.relay.database.half import Half, Session, write
 
 

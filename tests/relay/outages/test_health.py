@@ -14,11 +14,11 @@ import pytest
 
 from outbox.errors import ConfigurationError
 from outbox.testing.servers import KafkaBroker, ServerUnavailable
-from relay import backlog, health, metrics
-from relay.backlog import ShardBacklog
 from relay.config import RelayConfig
-from relay.health import Health, Pages
-from relay.metrics import Observed
+from relay.telemetry import backlog, health, metrics
+from relay.telemetry.backlog import ShardBacklog
+from relay.telemetry.health import Health, Pages
+from relay.telemetry.metrics import Observed
 from tests.relay.conftest import StartRelay
 from tests.relay.scene import Scene, until
 

@@ -21,7 +21,7 @@ from relay import guards, points
 from relay.config import RelayConfig
 from relay.database import Database, OutcomeUnknown
 from relay.envelope import headers
-from relay.landing import Landings
+from relay.parking.landing import Landings
 from relay.producers import Chunk, Interrupted, Recorded, Refused
 from relay.progress import Frozen, Resharded, ShardRow
 from relay.row import ID, KEY, PAYLOAD, POSITION, Row

@@ -9,7 +9,7 @@ import relay.tenure
 from outbox import hooks
 from relay import points
 from relay.database import OutcomeUnknown
-from relay.release import Release
+from relay.parking.release import Release
 from relay.row import PAYLOAD
 from relay.shard import Shard
 from tests.relay.database.half import Session, shard, write

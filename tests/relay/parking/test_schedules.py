@@ -6,13 +6,14 @@ from uuid import uuid4
 import pytest
 
 import relay.outgoing
-import relay.release
+import relay.parking.release
 import relay.tenure
 from outbox import hooks
 from outbox.testing.servers import PostgresServer
-from relay import database, parking, points
-from relay.landing import Verdict
-from relay.parking import Parking
+from relay import database, points
+from relay.parking import parking
+from relay.parking.landing import Verdict
+from relay.parking.parking import Parking
 from relay.progress import Progress, ShardRow
 from tests.relay.database.memory_broker import MemoryLandings
 from tests.relay.parking.schedule import Killed, Schedule, Violation
@@ -31,7 +32,7 @@ def run(
         (relay.tenure, "CONFIRM_AFTER", 0.0),
         (relay.tenure, "LOW_EVERY", 0.0),
         (relay.outgoing, "MOST_WITHHELD", 2),
-        (relay.release, "MOST_ROWS", 3),
+        (relay.parking.release, "MOST_ROWS", 3),
     ):
         monkeypatch.setattr(module, name, value)
 
@@ -113,9 +114,9 @@ def moves_low_before_it_parks(patch: pytest.MonkeyPatch) -> None:
 
 def sends_in_the_order_of_the_last_number(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
-        relay.release,
+        relay.parking.release,
         "FROZEN",
-        relay.release.FROZEN.replace("ORDER BY p.delta, p.position", "ORDER BY p.numbers"),
+        relay.parking.release.FROZEN.replace("ORDER BY p.delta, p.position", "ORDER BY p.numbers"),
     )
 
 

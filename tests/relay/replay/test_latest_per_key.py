@@ -7,8 +7,9 @@ from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
 
 from outbox import hooks
 from outbox.testing.servers import KafkaServer
-from relay import points, replay, tenure
+from relay import points, tenure
 from relay.database import OutcomeUnknown
+from relay.replay import replay
 from relay.row import ID
 from tests.relay.conftest import Connect, StartRelay
 from tests.relay.database.half import Session, shard, write

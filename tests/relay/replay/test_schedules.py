@@ -6,13 +6,13 @@ from uuid import uuid4
 import pytest
 
 import relay.outgoing
-import relay.release
-import relay.replay
+import relay.parking.release
+import relay.replay.replay
 import relay.tenure
 from outbox.testing.servers import PostgresServer
-from relay import window
 from relay.progress import Progress
-from relay.replay import Replay
+from relay.replay import window
+from relay.replay.replay import Replay
 from tests.relay.parking.schedule import Killed, Violation
 from tests.relay.replay.schedule import ReplaySchedule
 
@@ -31,7 +31,7 @@ def run(
         (relay.tenure, "CONFIRM_AFTER", 0.0),
         (relay.tenure, "LOW_EVERY", 0.0),
         (relay.outgoing, "MOST_WITHHELD", 2),
-        (relay.release, "MOST_ROWS", 3),
+        (relay.parking.release, "MOST_ROWS", 3),
         (relay.replay, "WINDOW", 5),
     ):
         monkeypatch.setattr(module, name, value)
@@ -69,9 +69,11 @@ def freezes_before_it_confirms(patch: pytest.MonkeyPatch) -> None:
 
 def takes_what_comes_later_too(patch: pytest.MonkeyPatch) -> None:
     """The bound moves along with what is acknowledged."""
-    unfrozen = relay.replay.FREEZE.replace("coalesce(upto, %(done)s::pg_snapshot)", "%(done)s::pg_snapshot")
+    unfrozen = relay.replay.replay.FREEZE.replace(
+        "coalesce(upto, %(done)s::pg_snapshot)", "%(done)s::pg_snapshot"
+    )
     unfrozen = unfrozen.replace("coalesce(upto_floor, %(floor)s)", "%(floor)s")
-    assert unfrozen != relay.replay.FREEZE
+    assert unfrozen != relay.replay.replay.FREEZE
     patch.setattr(relay.replay, "FREEZE", unfrozen)
 
 
@@ -113,7 +115,7 @@ def uses_the_first_number_again(patch: pytest.MonkeyPatch) -> None:
 
 def reads_the_cursor_of_whoever_came_after_it(patch: pytest.MonkeyPatch) -> None:
     """A replaced owner then sends the next window under the number of its own."""
-    naive = relay.replay.JOB.replace("AND s.epoch = %(epoch)s AND s.delta = %(delta)s", "")
+    naive = relay.replay.replay.JOB.replace("AND s.epoch = %(epoch)s AND s.delta = %(delta)s", "")
     naive = naive.replace("JOIN outbox_shard s USING (shard, job)", "")
     assert "outbox_shard" not in naive
     patch.setattr(relay.replay, "JOB", naive)

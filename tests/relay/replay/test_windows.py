@@ -5,8 +5,9 @@ from collections import Counter
 import pytest
 
 from outbox import hooks
-from relay import points, replay, tenure, window
+from relay import points, tenure
 from relay.database import OutcomeUnknown
+from relay.replay import replay, window
 from tests.relay.conftest import Connect
 from tests.relay.database.half import Session, drain, shard, write
 from tests.relay.database.memory_broker import MemoryBroker

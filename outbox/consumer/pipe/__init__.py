@@ -1,0 +1,1 @@
+"""Kafka → handlers → Kafka, exactly once, where there is no database."""

@@ -1,0 +1,1 @@
+"""Go on after another database or another cluster took the place of ours."""

@@ -1,0 +1,1 @@
+"""Send published events again for an operator."""

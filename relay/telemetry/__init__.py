@@ -1,0 +1,1 @@
+"""What the relay and a consumer tell people, probes and Prometheus."""
