@@ -1,6 +1,8 @@
 """Options that several commands share, spelled once."""
 
 import json
+import os
+import re
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -47,15 +49,17 @@ def database_url(command: F) -> F:
 
 
 @contextmanager
-def connected(url: str | None) -> "Iterator[Connection]":
+def connected(url: str | None, *, answer_within: float = database.ANSWER_WITHIN) -> "Iterator[Connection]":
     """One transaction for commands that are no daemon and wait for nothing. Raises as `engine` does."""
-    with engine(url) as made, made.begin() as connection:
+    with engine(url, answer_within=answer_within) as made, made.begin() as connection:
         yield connection
 
 
 @contextmanager
-def engine(url: str | None) -> "Iterator[Engine]":
+def engine(url: str | None, *, answer_within: float = database.ANSWER_WITHIN) -> "Iterator[Engine]":
     """For commands that begin their transactions themselves.
+
+    `answer_within`: seconds after which a statement without an answer fails.
 
     Raises ConfigurationError for a missing or malformed URL and an unreachable server, SchemaError for what
     the server refuses.
@@ -66,7 +70,7 @@ def engine(url: str | None) -> "Iterator[Engine]":
 
     made = create_engine(
         "postgresql+psycopg://",
-        creator=partial(_open, url_of(url)),
+        creator=partial(_open, url_of(url), answer_within),
         poolclass=NullPool,
         # Whatever the server's default: a statement that waited has to see what it waited for.
         isolation_level="READ COMMITTED",
@@ -78,36 +82,59 @@ def engine(url: str | None) -> "Iterator[Engine]":
         raise SchemaError(f"the database refuses: {said}; {_remedy(error.orig)}") from error
 
 
-def url_of(given: str | None) -> str:
+def url_of(given: str | None, file: Path | None = None) -> str:
     """The database's URL from argument or environment, else from the file. Raises ConfigurationError."""
-    url = given or _url_in_file()
-    if not url:
+    url = given or _in_file(file or FILE, required=file is not None).get("database_url")
+    if not isinstance(url, str) or not url:
         raise ConfigurationError(
             f"no database; set OUTBOX_DATABASE_URL, pass --database-url or write database_url into {FILE}"
         )
     return url
 
 
-def _url_in_file() -> str | None:
-    """What the relay that is started here would take, too."""
+def urls_of(given: str | None, file: Path | None) -> dict[str, str]:
+    """The URL of each database by its section's name, as the relay that is started here would take them; a
+    single one by the name "". Raises ConfigurationError."""
+    if given:
+        return {"": given}
+    found = {
+        name: section["url"]
+        for name, section in _in_file(file or FILE, required=file is not None).get("databases", {}).items()
+        if isinstance(section, dict) and isinstance(section.get("url"), str)
+    }
+    found |= {
+        named[1].lower(): url
+        for variable, url in os.environ.items()
+        if (named := _SECTION.fullmatch(variable)) is not None
+    }
+    return found or {"": url_of(None, file)}
+
+
+_SECTION = re.compile(r"OUTBOX_DATABASES__(.+)__URL", re.IGNORECASE)
+
+
+def _in_file(file: Path, *, required: bool) -> dict[str, Any]:
     try:
-        found = tomllib.loads(FILE.read_text()).get("database_url")
+        return tomllib.loads(file.read_text())
     except FileNotFoundError:
-        return None
+        if not required:
+            return {}
+        raise ConfigurationError(f"there is no configuration file {file}") from None
     except (tomllib.TOMLDecodeError, OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"configuration file {FILE} cannot be read: {error}") from None
-    return found if isinstance(found, str) else None
+        raise ConfigurationError(f"configuration file {file} cannot be read: {error}") from None
 
 
-def _open(url: str) -> psycopg.Connection[Any]:
+def _open(url: str, answer_within: float) -> psycopg.Connection[Any]:
     where = database.describe(url)
     try:
-        return database.open_plain(url)
+        connection = database.open_plain(url)
     except psycopg.OperationalError as error:
         said = str(error).strip().splitlines()[0]
         raise ConfigurationError(
             f"database {where}: {said}; start it or correct OUTBOX_DATABASE_URL"
         ) from error
+    connection.answer_within = answer_within
+    return connection
 
 
 def _remedy(error: BaseException | None) -> str:

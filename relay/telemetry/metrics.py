@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from relay.telemetry.backlog import MOST, ShardBacklog
+from relay.telemetry.backlog import ShardBacklog
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -57,7 +57,9 @@ def families(observed: Iterable[Observed]) -> list[Family]:
     state = Family("outbox_relay_state", "gauge", "1 for the state that this relay is in, 0 for the others.")
     alarm = Family("outbox_relay_alarm", "gauge", "1 while this relay has an alarm; /readyz says which.")
     pending = Family(
-        "outbox_pending_events", "gauge", f"Committed events not acknowledged yet, counted to {MOST} at most."
+        "outbox_pending_events",
+        "gauge",
+        "Committed events not acknowledged yet, of the oldest that were read.",
     )
     oldest = Family(
         "outbox_oldest_pending_age_seconds",
@@ -79,7 +81,7 @@ def families(observed: Iterable[Observed]) -> list[Family]:
         alarm.add(status["alarm"] is not None, database=name)
         for found in one.shards or ():
             labels = {"database": name, "shard": found.shard}
-            pending.add(min(found.pending, MOST), **labels)
+            pending.add(found.pending, **labels)
             oldest.add(found.oldest_pending or 0, **labels)
             parked.add(found.parked, **labels)
             epoch.add(found.epoch, **labels)

@@ -1,6 +1,8 @@
 """One daemon carries several databases; what befalls one of them is nothing to the others."""
 
 import json
+import socket
+import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from outbox.testing.servers.ports import Port
 from relay.config import RelayConfig
 from relay.daemon import Relay
 from tests.conftest import TopicFactory
+from tests.relay.daemon.test_command_line import outbox_relay
 from tests.relay.process import RelayProcess
 from tests.relay.scene import Scene, until
 
@@ -145,3 +148,34 @@ def test_no_password_of_a_section_is_shown() -> None:
         databases={"shop": {"url": "postgresql://relay:s3cret@db/shop"}}, kafka_bootstrap_servers="b:9092"
     )
     assert "s3cret" not in repr(config) + str(config) + json.dumps(str(config.each()))
+
+
+def test_status_asks_all_databases_at_once_and_one_that_is_dead_hides_no_other(scene: Scene) -> None:
+    scene.write(3)
+    with socket.create_server(("127.0.0.1", 0)) as dead:
+        answering = threading.Thread(target=_end_two_together, args=[dead], daemon=True)
+        answering.start()
+        address = f"postgresql://outbox@127.0.0.1:{dead.getsockname()[1]}/"
+        asked = outbox_relay(
+            "status",
+            "--json",
+            DATABASES__FIRST__URL=f"{address}first?sslmode=disable&gssencmode=disable",
+            DATABASES__SHOP__URL=scene.database,
+            DATABASES__STOCK__URL=f"{address}stock?sslmode=disable&gssencmode=disable",
+        )
+        answering.join(30)
+    assert asked.returncode == 1, asked
+    document = json.loads(asked.stdout)
+    assert document["databases"]["shop"]["shards"][0]["pending"] == 3
+    assert document["databases"]["shop"]["alarms"] == ["shard 0 is carried by no relay"]
+    for name in ("first", "stock"):
+        (alarm,) = document["databases"][name]["alarms"]
+        assert "closed" in alarm, "they were asked together, or the first would have timed out"
+        assert f"{name}: {alarm}" in document["alarms"]
+
+
+def _end_two_together(dead: socket.socket) -> None:
+    """Take two connections before either hears that there is nobody."""
+    lines = [dead.accept()[0] for _ in range(2)]
+    for line in lines:
+        line.close()

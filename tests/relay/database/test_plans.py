@@ -19,6 +19,7 @@ from relay.progress import Progress
 from relay.replay import window
 from relay.row import POSITION
 from relay.snapshot import Snapshot
+from relay.telemetry import backlog
 from tests.relay.database.half import Half, Session, write
 from tests.relay.database.watched_plans import Plan, plan_of, plans_of, watch
 
@@ -174,6 +175,28 @@ def test_a_chunk_sorted_by_an_expression_would_read_the_whole_delta(filled: Fill
     read = filled.fetch(naive, low=60_000, next_floor=OTHERS, limit=500)
     plan = plan_of(filled.half.reading, read)
     assert sum(n["Actual Rows"] for n in plan.nodes() if n["Node Type"] in INDEXED) > 50_000
+
+
+def test_the_survey_of_what_waits_begins_where_all_shards_are_through(filled: Filled) -> None:
+    plan = plan_of(filled.half.connection, lambda: survey(filled))
+    assert plan.kinds("outbox_event") <= INDEXED, plan
+    assert plan.buffers < FEW_PAGES, plan
+
+
+def test_the_survey_of_a_backlog_reads_each_event_once_and_no_more_than_its_bound(filled: Filled) -> None:
+    plan = plan_of(filled.half.connection, lambda: survey(filled, most=1_000, everything=True))
+    assert plan.kinds("outbox_event") <= INDEXED, plan
+    read = sum(
+        n["Actual Rows"] for n in plan.nodes() if n.get("Relation Name", "").startswith("outbox_event")
+    )
+    assert read <= 1_000 + ring.LEAVES, plan
+
+
+def survey(filled: Filled, *, most: int = 100_000, everything: bool = False) -> object:
+    statement = backlog.BACKLOG
+    if everything:
+        statement = statement.replace("(SELECT start FROM s ORDER BY start LIMIT 1)", "'1'::xid8")
+    return database.execute(filled.half.connection, statement, {"shards": None, "most": most})
 
 
 def moves(filled: Filled) -> Iterator[tuple[str, list[Plan]]]:

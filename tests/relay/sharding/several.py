@@ -1,6 +1,7 @@
 """Several shards of one database, before any relay runs or while none of them is at work."""
 
 import psycopg
+from psycopg.rows import TupleRow
 
 from relay.database import plain_url
 
@@ -20,3 +21,16 @@ def split(url: str, shards: int) -> None:
     with psycopg.connect(plain_url(url), autocommit=True) as session, session.transaction():
         session.execute(SPLIT.format(shards=shards).encode())
         session.execute(LEASES.format(shards=shards).encode())
+
+
+KEY_OF = """
+SELECT 'k' || n FROM generate_series(1, 1000) n, outbox_shard s
+WHERE s.shard = %s AND hashtextextended('k' || n, 0) & 255 BETWEEN s.lo AND s.hi LIMIT 1
+"""
+
+
+def key_of(session: psycopg.Connection[TupleRow], shard: int) -> str:
+    """A key of this shard's."""
+    row = session.execute(KEY_OF, [shard]).fetchone()
+    assert row is not None
+    return str(row[0])

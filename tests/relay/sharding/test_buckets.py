@@ -11,7 +11,7 @@ from tests.relay.database.half import Half, Session, drain, ids, shard, write
 from tests.relay.database.memory_broker import MemoryBroker
 from tests.relay.database.test_plans import Filled, filled, on_its_indexes
 from tests.relay.database.watched_plans import plan_of
-from tests.relay.sharding.several import split
+from tests.relay.sharding.several import key_of, split
 
 __all__ = ["filled"]
 
@@ -72,7 +72,7 @@ def test_an_idle_shard_beside_a_busy_one_moves_its_own_start_and_nobody_elses(
 ) -> None:
     monkeypatch.setattr("relay.tenure.ADVANCE_EVERY", 0.0)
     split(database, 2)
-    busy_key = _key_of(writer, 0)
+    busy_key = key_of(writer, 0)
     idle = shard(database, broker, 1)
     idle.run_once()
     write(writer, 50, key=busy_key)
@@ -91,18 +91,6 @@ def test_an_idle_shard_beside_a_busy_one_moves_its_own_start_and_nobody_elses(
     assert len(broker.ids()) == 50
     for carrying in (idle, busy):
         carrying.finish()
-
-
-KEY_OF = """
-SELECT 'k' || n FROM generate_series(1, 1000) n, outbox_shard s
-WHERE s.shard = %s AND hashtextextended('k' || n, 0) & 255 BETWEEN s.lo AND s.hi LIMIT 1
-"""
-
-
-def _key_of(session: Session, shard_: int) -> str:
-    row = session.execute(KEY_OF, [shard_]).fetchone()
-    assert row is not None
-    return str(row[0])
 
 
 PARTS = {"lo": 64, "hi": 127}
