@@ -7,21 +7,20 @@ import argparse
 import random
 import sys
 
-from tests.consumer.stage import PROTOCOLS
-from tests.consumer.torture.campaign import Campaign, servers
+from tests.consumer.torture.campaign import FORMS, Campaign, servers
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seconds", type=float, default=600.0, help="for each protocol (default 600)")
-    parser.add_argument("--protocols", default=",".join(PROTOCOLS), help="with commas between them")
+    parser.add_argument("--protocols", default=",".join(FORMS), help="with commas between them")
     parser.add_argument("--processes", type=int, default=6, help="members' processes, of two threads each")
     parser.add_argument("--kind", default="plain", help='of handlers: plain, async, lanes or "async lanes"')
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     arguments = parser.parse_args()
     protocols = arguments.protocols.split(",")
-    if unknown := set(protocols) - set(PROTOCOLS):
-        parser.error(f"no such protocol: {', '.join(unknown)}; there are {', '.join(PROTOCOLS)}")
+    if unknown := set(protocols) - set(FORMS):
+        parser.error(f"no such protocol: {', '.join(unknown)}; there are {', '.join(FORMS)}")
     wrong = False
     with servers() as stand:
         for protocol in protocols:

@@ -22,6 +22,14 @@ from tests.consumer.torture.wire import Wire
 
 PARTITIONS = 8
 
+STATIC = "static"
+"""Cooperative members with names of their own: who dies is waited for, who comes again has its partitions."""
+
+BY_HAND = "by-hand"
+"""Each process is given its partitions, and while it sleeps another one is given the same."""
+
+FORMS = (*PROTOCOLS, STATIC, BY_HAND)
+
 END_BACKENDS = text("""
 SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
 WHERE datname = current_database() AND pid <> pg_backend_pid() AND random() < 0.4
@@ -87,16 +95,21 @@ class Campaign:
     """Attacks one group for some seconds and judges what it stored."""
 
     def __init__(self, servers: Servers, protocol: str, seed: int, processes: int = 6, **orders: Any) -> None:
+        """protocol: one of `FORMS`. orders: what each process is told (see app.py)."""
         self._servers = servers
         self._random = Random(f"{protocol}/{seed}")
         self._stage = servers.stage(f"torture_{protocol}_{seed}".replace("-", "_"))
         self._down: list[tuple[float, Callable[[], None]]] = []
         self._verdict = Verdict(protocol, seed, 0.0)
-        kafka = {**PROTOCOLS[protocol], **SHORT}
         # So many die here that some record would be taken for the cause, and parked.
         settings = {"batch_size": 20, "attempts": 1000}
         orders = {"settings": settings, "threads": 2, "retry": 0.002, **orders}
-        self._crew = Crew(self._stage, self._random, processes, kafka=kafka, **orders)
+        self._crew = Crew(
+            self._stage,
+            self._random,
+            [{**orders, **self._own(protocol, place, processes)} for place in range(processes)],
+            replace_sleepers=protocol == BY_HAND,
+        )
         self._attacks: dict[str, tuple[int, Callable[[], bool]]] = {
             "kills": (6, self._crew.kill),
             "freezes": (6, self._crew.freeze),
@@ -138,6 +151,15 @@ class Campaign:
             self._crew.close()
             self._restore(everything=True)
         return self._judged(time.monotonic() - began, self._servers.wire.lost - lost_before)
+
+    def _own(self, protocol: str, place: int, places: int) -> dict[str, Any]:
+        """What the process at this place is told for itself."""
+        if protocol == BY_HAND:
+            own = [[self._stage.topic, number] for number in range(place, PARTITIONS, places)]
+            return {"kafka": SHORT, "partitions": own, "threads": len(own)}
+        if protocol == STATIC:
+            return {"kafka": {**PROTOCOLS["cooperative"], **SHORT, "group.instance.id": f"place-{place}"}}
+        return {"kafka": {**PROTOCOLS[protocol], **SHORT}}
 
     def _let_them_work(self) -> None:
         """Until something is applied again, mostly: blows that come too fast would hit who stands still."""

@@ -3,6 +3,8 @@
 import signal
 import subprocess
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from random import Random
 from typing import Any
 
@@ -12,22 +14,39 @@ LONGEST_SLEEP = 9.0
 """Seconds: beyond session and poll time-out, so that a sleeper wakes as one whose partitions are others'."""
 
 
-class Crew:
-    """So many processes of one group; whoever is ended is replaced.
+@dataclass(frozen=True, eq=False, slots=True)
+class Mate:
+    """A process, and the orders that whoever replaces it gets as well: its name, or its partitions."""
 
+    process: subprocess.Popen[str]
+    orders: Mapping[str, Any]
+
+
+class Crew:
+    """A process for each of `orders`, all of one group; whoever is ended is replaced.
+
+    replace_sleepers: a sleeper's place is taken while it sleeps, and once awake it is told to leave; what it
+    does until then, another does as well.
     deserters: how those ended whom nobody had asked to. Servers that are away are no reason to.
     """
 
-    def __init__(self, stage: Stage, random: Random, size: int, **orders: Any) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        random: Random,
+        orders: list[Mapping[str, Any]],
+        *,
+        replace_sleepers: bool = False,
+    ) -> None:
         self._stage = stage
         self._random = random
-        self._orders = orders
+        self._replace_sleepers = replace_sleepers
         self.deserters: list[int] = []
-        self._members: list[subprocess.Popen[str]] = []
-        self._leaving: list[subprocess.Popen[str]] = []
-        self._sleepers: list[tuple[float, subprocess.Popen[str]]] = []
-        for _ in range(size):
-            self._start()
+        self._members: list[Mate] = []
+        self._leaving: list[Mate] = []
+        self._sleepers: list[tuple[float, Mate]] = []
+        for own in orders:
+            self._start(own)
 
     def kill(self) -> bool:
         """One dies as by a power cut. False if too few are awake for that."""
@@ -46,46 +65,53 @@ class Crew:
         """One sleeps, mostly longer than its membership lasts."""
         if len(awake := self._awake()) < 2:
             return False
-        process = self._random.choice(awake)
-        process.send_signal(signal.SIGSTOP)
-        self._sleepers.append((time.monotonic() + self._random.uniform(0.5, LONGEST_SLEEP), process))
+        mate = self._random.choice(awake)
+        mate.process.send_signal(signal.SIGSTOP)
+        self._sleepers.append((time.monotonic() + self._random.uniform(0.5, LONGEST_SLEEP), mate))
+        if self._replace_sleepers:
+            self._replace(mate)
         return True
 
     def muster(self) -> None:
         """Note who is gone, and replace them."""
-        for process in [p for p in self._members if p.poll() is not None]:
-            self._members.remove(process)
-            self.deserters.append(process.returncode)
-            self._start()
+        for mate in [m for m in self._members if m.process.poll() is not None]:
+            self.deserters.append(mate.process.returncode)
+            self._members.remove(mate)
+            self._start(mate.orders)
 
     def wake(self, *, everybody: bool = False) -> None:
         """Those who slept long enough go on."""
         now = time.monotonic()
-        for until, process in list(self._sleepers):
+        for until, mate in list(self._sleepers):
             if everybody or until < now:
-                process.send_signal(signal.SIGCONT)
-                self._sleepers.remove((until, process))
+                mate.process.send_signal(signal.SIGCONT)
+                self._sleepers.remove((until, mate))
+                if mate in self._leaving:
+                    mate.process.terminate()
 
     def close(self) -> None:
         self.wake(everybody=True)
-        for process in self._members + self._leaving:
-            if process.poll() is None:
-                process.kill()
-            process.wait(10)
+        for mate in self._members + self._leaving:
+            if mate.process.poll() is None:
+                mate.process.kill()
+            mate.process.wait(10)
 
-    def _awake(self) -> list[subprocess.Popen[str]]:
-        asleep = [process for _, process in self._sleepers]
-        return [p for p in self._members if p.poll() is None and p not in asleep]
+    def _awake(self) -> list[Mate]:
+        asleep = [mate for _, mate in self._sleepers]
+        return [m for m in self._members if m.process.poll() is None and m not in asleep]
 
-    def _start(self) -> None:
-        self._members.append(self._stage.process(**self._orders))
+    def _start(self, orders: Mapping[str, Any]) -> None:
+        self._members.append(Mate(self._stage.process(**orders), orders))
+
+    def _replace(self, mate: Mate) -> None:
+        self._members.remove(mate)
+        self._leaving.append(mate)
+        self._start(mate.orders)
 
     def _end(self, by: signal.Signals) -> bool:
         if len(awake := self._awake()) < 2:
             return False
-        process = self._random.choice(awake)
-        process.send_signal(by)
-        self._members.remove(process)
-        self._leaving.append(process)
-        self._start()
+        mate = self._random.choice(awake)
+        mate.process.send_signal(by)
+        self._replace(mate)
         return True
