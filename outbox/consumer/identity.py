@@ -1,5 +1,6 @@
 """Offsets mean something in one topic of one cluster only: which one it is, asked from the brokers."""
 
+import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -10,6 +11,11 @@ from confluent_kafka.admin import AdminClient
 
 MOCK = "mockCluster"
 """How librdkafka's mock clusters name themselves. They cannot describe topics, so ids stay unknown there."""
+
+QUICKLY = 1.0
+"""Seconds within which a broker answers that lives. The client asks none but the one it knows as controller,
+tries to reach it without a pause until the question's time is over, and learns of another from metadata
+only, which nothing makes it ask for (librdkafka 2.16, `rd_kafka_broker_controller_async`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +69,29 @@ class BrokerIdentities:
         self._timeout = timeout
         self._cluster_id: str | None = None
         self._asked: dict[str, Future[Any]] = {}
+        self._silent = False
+        """Is the broker that we ask perhaps gone?"""
 
     def look(self, topics: Iterable[str]) -> dict[str, TopicIdentity | TopicMissing]:
         names = sorted(set(topics))
         self._admin.poll(0)  # serves the log and the error callback
-        if self._cluster_id is None or self._cluster_id.startswith(MOCK):
+        end = time.monotonic() + self._timeout
+        while True:
+            try:
+                return self._look(names)
+            except KafkaException:
+                if not self._silent or time.monotonic() > end:
+                    raise
+
+    def _look(self, names: list[str]) -> dict[str, TopicIdentity | TopicMissing]:
+        if self._cluster_id is None or self._silent or self._cluster_id.startswith(MOCK):
+            # Whichever broker answers names a controller; just after a death it may still name the dead.
+            self._silent = False
             self._cluster_id = self._admin.list_topics(timeout=self._timeout).cluster_id
-            asked = self._describe(names)
-        else:
-            cluster = self._admin.describe_cluster(request_timeout=self._timeout)
-            asked = self._describe(names)
-            self._cluster_id = self._result(cluster).cluster_id
+            return self._collect(self._describe(names), patient=True)
+        cluster = self._admin.describe_cluster(request_timeout=QUICKLY)
+        asked = self._describe(names)
+        self._cluster_id = self._result(cluster).cluster_id
         return self._collect(asked, patient=True)
 
     def ask(self, topics: Iterable[str]) -> bool:
@@ -102,7 +120,7 @@ class BrokerIdentities:
             return {}
         if self._cluster_id.startswith(MOCK):
             return {name: self._touch(name) for name in names}
-        return dict(self._admin.describe_topics(TopicCollection(names), request_timeout=self._timeout))
+        return dict(self._admin.describe_topics(TopicCollection(names), request_timeout=QUICKLY))
 
     def _touch(self, name: str) -> Future[Any]:
         """A mock cluster makes a topic when somebody asks for it by name."""
@@ -138,7 +156,11 @@ class BrokerIdentities:
         try:
             return future.result(self._timeout + 1)
         except TimeoutError as error:
+            self._silent = True
             raise KafkaException(KafkaError(KafkaError._TIMED_OUT)) from error
+        except KafkaException as error:
+            self._silent |= error.args[0].code() == KafkaError._TIMED_OUT
+            raise
 
 
 def _agree(one: str | None, other: str | None) -> bool:

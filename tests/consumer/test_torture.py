@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from outbox.consumer.identity import BrokerIdentities
 from tests.consumer.stage import PROTOCOLS
 from tests.consumer.torture.campaign import Campaign, Servers, servers
 
@@ -16,6 +17,21 @@ SEED = int(os.environ.get("OUTBOX_TORTURE_SEED", "1"))
 def stand() -> Iterator[Servers]:
     with servers() as running:
         yield running
+
+
+def test_whichever_broker_is_gone_the_others_say_which_topic_it_is(stand: Servers) -> None:
+    """The client asks the one that it knows as controller, and nothing tells it of another."""
+    topic = stand.kafka.create_topic("whichever", 1)
+    identities = BrokerIdentities({"bootstrap.servers": stand.kafka.bootstrap})
+    identities.look([topic])
+    asked = identities._admin.list_topics(timeout=10).controller_id
+    before = identities.look([topic])
+    (broker,) = (broker for broker in stand.kafka.brokers if broker.node == asked)
+    broker.kill()
+    try:
+        assert identities.look([topic]) == before
+    finally:
+        broker.launch()
 
 
 @pytest.mark.slow
