@@ -18,6 +18,7 @@ from outbox.errors import OutboxError
 from relay import database, guards
 from relay.database import Connection, Database, OutcomeUnknown
 from relay.loop import Complaint
+from relay.namesake import SILENT, Namesake
 from relay.share import Share, share
 
 log = logging.getLogger("relay.lease")
@@ -28,17 +29,25 @@ WITH living AS (
     VALUES (%(owner)s, %(state)s, clock_timestamp() + %(alive)s::interval)
     ON CONFLICT (instance) DO UPDATE SET heartbeat = clock_timestamp(), state = excluded.state,
         alive_until = excluded.alive_until, stopped_at = NULL
+    WHERE coalesce(outbox_relay.state->>'process', %(process)s) = %(process)s
+       OR outbox_relay.stopped_at IS NOT NULL
+       OR outbox_relay.heartbeat < clock_timestamp() - %(silent)s::interval
+    RETURNING instance
 ), renewed AS (
     UPDATE outbox_lease SET lease_until = clock_timestamp() + %(lease)s::interval
-    WHERE owner = %(owner)s AND shard = ANY (%(mine)s) RETURNING shard
+    WHERE owner = %(owner)s AND shard = ANY (%(mine)s)
+      AND (EXISTS (SELECT FROM living) OR %(leaving)s) RETURNING shard
 )
 SELECT l.shard, CASE WHEN r.shard IS NOT NULL THEN %(owner)s
                      WHEN l.lease_until > clock_timestamp() THEN l.owner END,
        ARRAY(SELECT instance FROM outbox_relay
-             WHERE alive_until > clock_timestamp() AND instance <> %(owner)s)
+             WHERE alive_until > clock_timestamp() AND instance <> %(owner)s),
+       CASE WHEN NOT EXISTS (SELECT FROM living)
+            THEN (SELECT heartbeat FROM outbox_relay WHERE instance = %(owner)s) END
 FROM outbox_lease l LEFT JOIN renewed r USING (shard)
 """
-"""Renew what is ours, tell the others that we live, and see who holds what: one statement, one round trip."""
+"""Renew what is ours, tell the others that we live, and see who holds what: one statement, one round trip.
+Where somebody else goes by our name nothing is renewed, and the last is its heartbeat."""
 
 TAKE = """
 UPDATE outbox_lease SET owner = %(owner)s, lease_until = clock_timestamp() + %(lease)s
@@ -53,7 +62,7 @@ RELEASE = (
 
 FAREWELL = """
 UPDATE outbox_relay SET stopped_at = clock_timestamp(), alive_until = NULL, state = %(state)s
-WHERE instance = %(owner)s
+WHERE instance = %(owner)s AND coalesce(state->>'process', %(process)s) = %(process)s
 """
 
 ANSWER_WITHIN = 5.0
@@ -100,6 +109,7 @@ class Leases:
         self._owner = owner
         self._duration = duration
         self._state = state
+        self._namesake = Namesake(owner)
         self._connection: Connection | None = None
         self._complaint = Complaint(log)
         self.mine: dict[int, Lease] = {}
@@ -145,7 +155,8 @@ class Leases:
 
     def farewell(self) -> None:
         """Write down that this relay ended, as far as the database answers."""
-        values = {"owner": self._owner, "state": json.dumps(self._state())}
+        process = self._namesake.process
+        values = {"owner": self._owner, "state": self._said(process), "process": process}
         try:
             database.execute(self._connected(), FAREWELL, values)
         except (OutcomeUnknown, OutboxError, psycopg.OperationalError) as error:
@@ -164,12 +175,18 @@ class Leases:
             "owner": self._owner,
             "lease": self._duration,
             "alive": None if leaving else self._duration,
-            "state": json.dumps(self._state()),
+            "state": self._said(None if leaving else self._namesake.process),
+            "process": self._namesake.process,
+            "silent": SILENT,
             "mine": list(self.mine),
+            "leaving": leaving,
         }
         found = database.execute(connection, SURVEY, values).fetchall()
-        owners: dict[int, str | None] = {shard: owner for shard, owner, _ in found}
+        owners: dict[int, str | None] = {shard: owner for shard, owner, *_ in found}
         others: list[str] = found[0][2] if found else []
+        if found and found[0][3] is not None and not leaving:
+            self._namesake.heard(found[0][3])
+            return NOTHING
         self.shards = len(owners)
         for shard in owners.keys() - self.mine.keys():
             # A former process of the same name had it: nobody else will take it, so it is free for us.
@@ -200,6 +217,10 @@ class Leases:
                 lease = self.mine[shard] = Lease(shard)
                 lease.extend(before + self._duration.total_seconds())
                 count -= 1
+
+    def _said(self, process: str | None) -> str:
+        """`process`: who we are among those of our name; None to give the name away."""
+        return json.dumps({**self._state(), "process": process})
 
     def _connected(self) -> Connection:
         if self._connection is None:

@@ -8,12 +8,17 @@ from typing import Any
 import psycopg
 import pytest
 
+from outbox.errors import ConfigurationError
 from relay.database import Database
 from relay.lease import Leases
+from relay.namesake import SILENT
 from tests.relay.database.half import Session
 from tests.relay.sharding.several import split
 
 Start = Callable[..., "Member"]
+
+LATER = f"UPDATE outbox_relay SET heartbeat = heartbeat - interval '{SILENT.total_seconds()} s'"
+"""As if the time had passed in silence."""
 
 
 class Member:
@@ -103,10 +108,54 @@ def test_leaving_gives_others_the_whole_share_before_the_last_word(database: str
     assert one in staying.held
 
 
-def test_a_restarted_relay_of_the_same_name_has_its_shards_back_at_once(database: str, start: Start) -> None:
+def test_a_restarted_relay_of_the_same_name_has_its_shards_back_without_waiting_for_the_lease(
+    database: str, start: Start, writer: Session
+) -> None:
     split(database, 2)
     assert tended(start("same"), rounds=1) == [2]
-    assert tended(start("same"), rounds=1) == [2]
+    again = start("same")
+    assert tended(again, rounds=4) == [0], "whether the first one still lives is not known yet"
+    writer.execute(LATER)
+    assert tended(again, rounds=1) == [2]
+
+
+def test_one_that_left_in_order_gives_its_name_away_at_once(
+    database: str, start: Start, writer: Session
+) -> None:
+    first = start("same")
+    tended(first, rounds=1)
+    first.leases.run_once(leaving=True)
+    assert tended(start("same"), rounds=1) == [1]
+    first.leases.farewell()
+    assert writer.execute("SELECT stopped_at FROM outbox_relay").fetchone() == (None,), "the first one's only"
+
+
+def test_a_second_relay_of_the_same_name_ends_and_the_first_one_notices_nothing(
+    database: str, start: Start, writer: Session
+) -> None:
+    split(database, 2)
+    first, second = start("same"), start("same")
+    tended(first, rounds=1)
+    with pytest.raises(ConfigurationError, match="give each its own --instance"):
+        tended(second, first, rounds=4)
+    second.leases.farewell()
+    first.tend()
+    assert (first.held, second.held) == ({0, 1}, set())
+    assert writer.execute("SELECT count(*) FROM outbox_relay WHERE alive_until IS NULL").fetchone() == (0,)
+
+
+def test_one_that_was_frozen_until_another_took_its_name_ends_when_it_wakes_up(
+    database: str, start: Start, writer: Session
+) -> None:
+    frozen, second = start("same"), start("same")
+    tended(frozen, rounds=1)
+    writer.execute(LATER)
+    tended(second, rounds=1)
+    with pytest.raises(ConfigurationError, match="at work"):
+        for _ in range(4):
+            second.tend()
+            frozen.tend()
+    assert second.held == {0}
 
 
 def test_a_shard_that_is_no_longer_there_is_let_go(database: str, start: Start, writer: Session) -> None:
