@@ -8,9 +8,10 @@ from outbox.errors import SchemaError, WrongDatabase
 from relay import loop
 from relay.lease import Lease
 from relay.shard import Shard
+from relay.standby import UnknownStandbys
 from relay.tenure import Did
 
-OF_ALL = (SchemaError, WrongDatabase)
+OF_ALL = (SchemaError, WrongDatabase, UnknownStandbys)
 """What concerns every shard of the database."""
 
 

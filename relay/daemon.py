@@ -17,6 +17,7 @@ from relay.ends import Ends
 from relay.lease import Lease, Leases
 from relay.mover import Mover
 from relay.producers import Kafka
+from relay.reach import Reach
 from relay.ring import EVERY, Ring
 from relay.shard import TROUBLED, Shard
 from relay.telemetry.backlog import Backlog
@@ -68,7 +69,9 @@ class Relay:
             owner=config.instance,
             duration=config.lease,
             state=lambda: self.status,
+            reaching=lambda: self._reach.reaching,
         )
+        self._reach = Reach(config.kafka_properties, heard=self._bell.ring)
         self._carriers: dict[int, Carrier] = {}
         self._ring = Ring(where, retention=config.retention)
         self._ends = Ends(where, properties=config.kafka_properties)
@@ -125,6 +128,7 @@ class Relay:
             self._leases.release(number)  # taken while we were told to stop, so nobody carries it
         for actor in self._chores:
             actor.close()
+        self._reach.close()
         self._leases.farewell()
 
     def run(self) -> None:
@@ -151,8 +155,11 @@ class Relay:
     def _tend(self) -> float:
         """Keep the leases, and a carrier for each; returns how long that may rest."""
         self._release_ended()
+        self._reach.run_once()
         wanted = self._leases.run_once()
-        self._report.trouble, self._report.began = self._leases.trouble, True
+        self._report.trouble, self._report.began = self._leases.trouble or self._reach.trouble, True
+        if not self._carriers:
+            self._reach.complain()
         for lease in tuple(self._leases.mine.values()):
             if lease.shard not in self._carriers and not self._bell.stopping:
                 self._carry(lease)
@@ -162,7 +169,7 @@ class Relay:
                 self._leave(carrier)
         if wanted.give and not leaving and self._carriers:
             given = self._carriers[max(self._carriers)]
-            log.info("shard %d: handed over, another relay has fewer", given.lease.shard)
+            log.info("shard %d: handed over to another relay", given.lease.shard)
             self._leave(given)
         seconds = self._config.lease.total_seconds()
         return min(seconds / 10, 0.5) if wanted.short else min(seconds / RENEWALS, HEARTBEAT)

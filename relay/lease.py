@@ -19,7 +19,7 @@ from relay import database, guards
 from relay.database import Connection, Database, OutcomeUnknown
 from relay.loop import Complaint
 from relay.namesake import SILENT, Namesake
-from relay.share import Share, share
+from relay.share import Reaching, Share, share
 
 log = logging.getLogger("relay.lease")
 
@@ -99,16 +99,24 @@ class Lease:
 class Leases:
     """One relay's leases: takes its share, renews, releases. All but `mine` belongs to one thread.
 
-    `state` is what the heartbeat says of this relay.
+    `state` is what the heartbeat says of this relay. `reaching`: does it reach the brokers? Others count on
+    it only if so.
     """
 
     def __init__(
-        self, where: Database, *, owner: str, duration: timedelta, state: Callable[[], Mapping[str, Any]]
+        self,
+        where: Database,
+        *,
+        owner: str,
+        duration: timedelta,
+        state: Callable[[], Mapping[str, Any]],
+        reaching: Callable[[], Reaching] = lambda: Reaching.YES,
     ) -> None:
         self._database = where
         self._owner = owner
         self._duration = duration
         self._state = state
+        self._reaching = reaching
         self._namesake = Namesake(owner)
         self._connection: Connection | None = None
         self._complaint = Complaint(log)
@@ -171,10 +179,11 @@ class Leases:
 
     def _survey(self, before: float, *, leaving: bool) -> Share:
         connection = self._connected()
+        reaching = self._reaching()
         values = {
             "owner": self._owner,
             "lease": self._duration,
-            "alive": None if leaving else self._duration,
+            "alive": None if leaving or reaching is not Reaching.YES else self._duration,
             "state": self._said(None if leaving else self._namesake.process),
             "process": self._namesake.process,
             "silent": SILENT,
@@ -199,7 +208,7 @@ class Leases:
                 lease.lose()
         if leaving:
             return NOTHING
-        wanted = share(self._owner, owners, others)
+        wanted = share(self._owner, owners, others, reaching)
         self._take(connection, owners, wanted.take)
         self.leads = bool(owners) and min(owners) in self.mine
         return wanted

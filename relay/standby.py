@@ -42,6 +42,10 @@ FROM plan
 the function's owner may not see it. Primary key of outbox_shard; shared memory."""
 
 
+class UnknownStandbys(ConfigurationError):
+    """We may not see what standbys have flushed, for whatever shard."""
+
+
 class Standbys:
     """Waits for those that `wait_for_standby` names, or for so many of any name."""
 
@@ -87,13 +91,13 @@ class Standbys:
         try:
             row = database.execute(self._connection, REACHED, values).fetchone()
         except SchemaError as error:
-            raise ConfigurationError(f"wait_for_standby: {error.__cause__}; {REMEDY}") from error
+            raise UnknownStandbys(f"wait_for_standby: {error.__cause__}; {REMEDY}") from error
         assert row is not None
         found, here, reached, unseen = row
         if not here:
             raise OutcomeUnknown("this server does not hold the plan that a standby was to flush")
         if unseen:
-            raise ConfigurationError(
+            raise UnknownStandbys(
                 f"wait_for_standby: the owner of outbox_standbys() may not read pg_stat_replication; {REMEDY}"
             )
         return found, reached >= self._wanted

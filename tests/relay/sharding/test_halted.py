@@ -11,6 +11,7 @@ from relay import loop
 from relay.carrier import Carrier
 from relay.lease import Lease
 from relay.shard import Shard
+from relay.standby import UnknownStandbys
 from relay.tenure import Did
 from tests.relay.conftest import StartRelay
 from tests.relay.kafka.test_mode import ask, progress_suffix
@@ -119,7 +120,9 @@ def test_a_failure_of_its_own_ends_a_shard_only_where_there_is_no_other(failure:
     assert (shard.asked, shard.halted) == (2, 1), "the doorbell of a busy service does not hurry it"
 
 
-@pytest.mark.parametrize("failure", [WrongDatabase("another one"), SchemaError("step 3")])
+@pytest.mark.parametrize(
+    "failure", [WrongDatabase("another one"), SchemaError("step 3"), UnknownStandbys("a right is missing")]
+)
 def test_what_is_wrong_for_all_shards_ends_the_relay(failure: Exception) -> None:
     with pytest.raises(type(failure)):
         carrier(Failing(failure), several=True).run_once()

@@ -12,6 +12,7 @@ from outbox.errors import ConfigurationError
 from relay.database import Database
 from relay.lease import Leases
 from relay.namesake import SILENT
+from relay.share import Reaching
 from tests.relay.database.half import Session
 from tests.relay.sharding.several import split
 
@@ -25,8 +26,13 @@ class Member:
     """A relay of which only the leases live."""
 
     def __init__(self, url: str, name: str, lease: float) -> None:
+        self.reaching = Reaching.YES
         self.leases = Leases(
-            Database(url), owner=name, duration=timedelta(seconds=lease), state=lambda: {"state": "test"}
+            Database(url),
+            owner=name,
+            duration=timedelta(seconds=lease),
+            state=lambda: {"state": "test"},
+            reaching=lambda: self.reaching,
         )
 
     def tend(self) -> None:
@@ -117,6 +123,25 @@ def test_a_restarted_relay_of_the_same_name_has_its_shards_back_without_waiting_
     assert tended(again, rounds=4) == [0], "whether the first one still lives is not known yet"
     writer.execute(LATER)
     assert tended(again, rounds=1) == [2]
+
+
+def test_shards_go_to_those_who_reach_the_brokers_and_in_an_outage_nowhere(
+    database: str, start: Start
+) -> None:
+    split(database, 4)
+    able, cut_off = start("able"), start("cut off")
+    cut_off.reaching = Reaching.NOT_NOW
+    assert tended(able, cut_off) == [4, 0]
+    cut_off.reaching = Reaching.YES
+    assert tended(able, cut_off) == [2, 2]
+    able.reaching = cut_off.reaching = Reaching.NOT_NOW
+    tended(able, cut_off)
+    able.reaching = cut_off.reaching = Reaching.NOT_FOR_LONG
+    assert tended(able, cut_off) == [2, 2], "an outage of all moves nothing"
+    able.reaching = Reaching.YES
+    assert tended(able, cut_off) == [4, 0]
+    able.reaching = Reaching.NOT_FOR_LONG
+    assert tended(cut_off, able) == [0, 4], "the last one that was able keeps them"
 
 
 def test_one_that_left_in_order_gives_its_name_away_at_once(

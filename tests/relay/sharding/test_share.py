@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from relay.share import share
+from relay.share import Reaching, Share, share
 
 
 class Town:
@@ -67,3 +67,18 @@ def test_a_newcomer_moves_no_more_than_its_share() -> None:
 
 def test_one_that_gave_does_not_take_it_back() -> None:
     assert share("a", {0: "a", 1: None, 2: "b", 3: "b"}, ["b", "c"]).take == 0
+
+
+OURS = {0: "me", 1: "me"}
+
+
+@pytest.mark.parametrize("reaching", [Reaching.NOT_NOW, Reaching.NOT_FOR_LONG])
+def test_who_does_not_reach_the_brokers_takes_nothing_that_another_could_carry(reaching: Reaching) -> None:
+    assert share("me", {0: None, 1: None}, ["able"], reaching) == Share(0, give=False, short=False)
+    assert share("me", {0: None, 1: None}, [], reaching).take == 2, "where nobody could, all is as ever"
+
+
+def test_who_does_not_reach_them_for_long_gives_to_those_who_do_and_to_nobody_else() -> None:
+    assert share("me", OURS, ["able"], Reaching.NOT_FOR_LONG).give
+    assert not share("me", OURS, ["able"], Reaching.NOT_NOW).give, "it may be an outage that all have"
+    assert not share("me", OURS, [], Reaching.NOT_FOR_LONG).give, "nothing goes to and fro in an outage"
