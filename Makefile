@@ -88,6 +88,10 @@ campaign-scheduled: $(STAMP) ## move scheduled events while backends are killed,
 bench-peers: $(STAMP) $(PEERS)/.ready ## measure against other relays, installed into .venv.peers
 	@$(BIN)/python -m benchmarks.peers $(ARGS)
 
+.PHONY: event-router
+event-router: $(STAMP) $(PEERS)/.ready ## compare the kept records of Debezium's Event Router with a real one (ARGS="--record")
+	@$(BIN)/python -m tests.consumer.event_router $(ARGS)
+
 # The peers' own environment: pinned Python packages and, where Maven is, Debezium on Kafka Connect.
 $(PEERS)/.ready: benchmarks/peers/requirements.txt benchmarks/peers/pom.xml
 	@"$(PYTHON)" -m venv $(PEERS)

@@ -12,6 +12,16 @@ SEQ = "outbox-seq"
 TRACEPARENT = "traceparent"
 REPLAY = "outbox-replay"
 CONTENT_TYPE = "content-type"
+CE_ID = "ce_id"
+CE_SOURCE = "ce_source"
+CE_TYPE = "ce_type"
+EVENT_TYPE = "eventType"
+"""What the envelopes of CloudEvents and of Debezium's Event Router call them."""
+
+IDS = (ID, CE_ID)
+TYPES = (TYPE, EVENT_TYPE, CE_TYPE)
+"""Headers that may say it, the first of them that is there."""
+
 RESERVED_HEADERS = frozenset({ID, TYPE, SEQ, TRACEPARENT})
 
 JSON = "application/json"

@@ -3,6 +3,7 @@
 import difflib
 import logging
 import os
+import re
 import socket
 import tomllib
 import uuid
@@ -24,6 +25,7 @@ from pydantic_settings import (
 
 from outbox.errors import ConfigurationError
 from relay import database
+from relay.envelope import EnvelopeName
 from relay.producers.properties import checked, named
 from relay.telemetry import health
 
@@ -36,6 +38,10 @@ LONGEST_LEASE = timedelta(minutes=10)
 """A relay that dies leaves its events waiting for so long."""
 
 LONGEST_TRANSACTION = timedelta(seconds=5)
+
+
+_URI = re.compile(r"(?:[A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=]|%[0-9A-Fa-f]{2}){1,200}")
+"""The characters of RFC 3986."""
 
 
 def _instance() -> str:
@@ -106,6 +112,14 @@ class RelayConfig(BaseSettings):
     )
     compacted_topics: Literal["refuse", "allow"] = Field(
         default="refuse", description="whether mode sequenced may send to compacted topics"
+    )
+    envelope: EnvelopeName = Field(
+        default="outbox",
+        description="headers of the records: the outbox's own, CloudEvents' or the Debezium Event Router's, "
+        "each beside outbox-seq",
+    )
+    cloudevents_source: str = Field(
+        default="/outbox", description="ce_source with envelope = cloudevents: a URI of this service"
     )
     chunk_bytes: int = Field(default=4_194_304, ge=1, description="payload bytes read and sent at a time")
     retention: Duration = Field(
@@ -246,6 +260,15 @@ class RelayConfig(BaseSettings):
     def _not_negative(cls, value: timedelta) -> timedelta:
         if value < timedelta(0):
             raise ValueError("must not be negative")
+        return value
+
+    @field_validator("cloudevents_source")
+    @classmethod
+    def _uri(cls, value: str) -> str:
+        if not _URI.fullmatch(value):
+            raise ValueError(
+                "must be a URI or a path of at most 200 characters without spaces, such as /shop/orders"
+            )
         return value
 
     @field_validator("wait_for_standby")

@@ -14,6 +14,7 @@ from relay.carrier import Carrier
 from relay.config import RelayConfig
 from relay.database import Database, name
 from relay.ends import Ends
+from relay.envelope import envelope
 from relay.lease import Lease, Leases
 from relay.mover import Mover
 from relay.producers import Kafka
@@ -183,6 +184,7 @@ class Relay:
                 self._config.kafka_properties,
                 stopping=lambda: bell.stopping,
                 together=self._config.transaction_time.total_seconds(),
+                envelope=envelope(self._config.envelope, self._config.cloudevents_source),
             ),
             stopping=lambda: bell.stopping,
             status=self._report.shard(lease.shard),

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, Message
 
-from outbox.record import ID, SEQ, TYPE, Seq
+from outbox.record import IDS, SEQ, TYPES, Seq
 
 if TYPE_CHECKING:
     Polled = Message[bytes, bytes]
@@ -22,7 +22,8 @@ class Record:
 
     key: the aggregate's id, None if the producer gave none. value: None is a tombstone.
     headers: by name; of repeated headers the first. timestamp: when the event occurred (UTC), None if
-    unknown. event_id, type, seq: the headers of the same meaning, None on records that no outbox wrote.
+    unknown. event_id, type, seq: the headers of the same meaning, whatever the envelope calls them; None on
+    records that have none.
     """
 
     topic: str
@@ -43,13 +44,20 @@ def headers_of(message: Polled) -> Sequence[tuple[str, bytes | None]]:
     return headers or ()
 
 
+def enveloped_type(message: Polled) -> bytes | None:
+    """The type of a record that a relay wrote in another envelope than the outbox's own."""
+    headers = dict(reversed(headers_of(message)))
+    return next((found for name in TYPES if (found := headers.get(name))), None)
+
+
 def record_of(message: Polled) -> Record:
     """`message` as a value. Raises UndecodableRecord for a malformed sequence header."""
     headers: dict[str, bytes | None] = {}
     for name, value in headers_of(message):
         headers.setdefault(name, value)
     kind, milliseconds = message.timestamp()
-    type_ = headers.get(TYPE)
+    type_ = next((headers[name] for name in TYPES if name in headers), None)
+    id_ = next((headers[name] for name in IDS if name in headers), None)
     seq = headers.get(SEQ)
     return Record(
         topic=message.topic() or "",
@@ -59,7 +67,7 @@ def record_of(message: Polled) -> Record:
         value=message.value(),
         headers=headers,
         timestamp=None if kind == TIMESTAMP_NOT_AVAILABLE else _datetime(milliseconds),
-        event_id=_uuid(headers.get(ID)),
+        event_id=_uuid(id_),
         type=None if type_ is None else type_.decode("utf-8", "replace"),
         seq=None if seq is None else Seq.parse(seq),
     )

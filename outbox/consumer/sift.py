@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from outbox import catalog
 from outbox.consumer.foreign import shapes as foreign
 from outbox.consumer.handlers import UNTYPED, Handlers, Route, Run
-from outbox.consumer.record import Polled, headers_of
+from outbox.consumer.record import Polled, enveloped_type, headers_of
 from outbox.consumer.settings import Unknown
 from outbox.consumer.watermark import Marks
 from outbox.errors import ConfigurationError, Reject
@@ -80,8 +80,9 @@ class Sieve:
             if seq is None:
                 type_, route = _foreign(routes, message, type_)
             else:
+                type_ = type_ or enveloped_type(message)
                 route = routes.get(type_ or UNTYPED) or routes.get(None)
-            if route is None or (message.value() is None and not route.handler.tombstones):
+            if route is None or (not route.handler.tombstones and _is_tombstone(route, message)):
                 self._pass_by(topic, type_, route)
                 skipped += 1
                 continue
@@ -130,10 +131,11 @@ class Sieve:
         if _header(message, SEQ) is None:
             type_, route = _foreign(routes, message, type_)
         else:
+            type_ = type_ or enveloped_type(message)
             route = routes.get(type_ or UNTYPED) or routes.get(None)
         if route is None:
             self._refuse(topic, type_)
-        elif route.handler.tombstones or message.value() is not None:
+        elif route.handler.tombstones or not _is_tombstone(route, message):
             return Run(route, [message])
         return None
 
@@ -165,6 +167,10 @@ class Sieve:
         if (topic, what) not in self._said:
             self._said.add((topic, what))
             log.warning("%s on topic %s are skipped: %s (said once)", what, topic, why)
+
+
+def _is_tombstone(route: Route, message: Polled) -> bool:
+    return message.value() is None or (route.foreign is None and foreign.is_null(message))
 
 
 def _foreign(

@@ -9,7 +9,7 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from relay.envelope import headers
+from relay.envelope import Envelope, headers
 from relay.producers.delivery import Abandoned, Chunk, Interrupted
 from relay.row import KEY, MS, PAYLOAD
 
@@ -58,7 +58,10 @@ class Line:
     and logins; it outlives the line.
     """
 
-    def __init__(self, properties: dict[str, Any], complaints: deque[KafkaError]) -> None:
+    def __init__(
+        self, properties: dict[str, Any], complaints: deque[KafkaError], envelope: Envelope = headers
+    ) -> None:
+        self._envelope = envelope
         failures = self._failures = deque[KafkaError]()
 
         def report(error: KafkaError | None, _: object) -> None:
@@ -107,11 +110,20 @@ class Line:
             raise self._ended(error.args[0]) from error
 
     def _hand_over(self, chunk: Chunk, alive: Callable[[], bool]) -> None:
-        produce, stream, index = self.client.produce, chunk.stream, 0
+        produce, envelope, stream, index = self.client.produce, self._envelope, chunk.stream, 0
         try:
             for index, (row, (topic, partition)) in enumerate(zip(chunk.rows, chunk.targets, strict=True)):  # noqa: B007
                 # By position (…, callback, on_delivery, timestamp, headers): by name costs a tenth more.
-                record = (topic, row[PAYLOAD], row[KEY], partition, None, None, row[MS], headers(row, stream))
+                record = (
+                    topic,
+                    row[PAYLOAD],
+                    row[KEY],
+                    partition,
+                    None,
+                    None,
+                    row[MS],
+                    envelope(row, stream),
+                )
                 try:
                     produce(*record)
                 except BufferError:

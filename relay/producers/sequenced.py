@@ -8,6 +8,7 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException
 
 from outbox.errors import ConfigurationError
+from relay.envelope import Envelope, headers
 from relay.parking.landing import Landings
 from relay.producers.delivery import Chunk, Interrupted, Recorded, Refused
 from relay.producers.inquiry import OF_TOPIC, REFUSALS, Inquiry, explained
@@ -29,8 +30,13 @@ class SequencedProducer:
     """Producer of mode `sequenced`. `properties` are librdkafka's own; what breaks a guarantee is refused."""
 
     def __init__(
-        self, properties: Mapping[str, Any], *, stopping: Callable[[], bool] = lambda: False
+        self,
+        properties: Mapping[str, Any],
+        *,
+        stopping: Callable[[], bool] = lambda: False,
+        envelope: Envelope = headers,
     ) -> None:
+        self._envelope = envelope
         self._properties = checked(properties)
         self._inquiry = Inquiry(self._properties, listen=self._listen, stopping=stopping)
         self._session: Session | None = None
@@ -97,7 +103,7 @@ class SequencedProducer:
         if self._session is None:
             self._inquiry.forget_fatal()
             try:
-                self._session = Session(self._properties, self._inquiry.complaints)
+                self._session = Session(self._properties, self._inquiry.complaints, self._envelope)
             except KafkaException as error:
                 raise ConfigurationError(
                     f"the Kafka client refuses its configuration: {error.args[0].str()}; "

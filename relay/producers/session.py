@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from relay.envelope import headers
+from relay.envelope import Envelope, headers
 from relay.producers.delivery import Abandoned, Chunk, Interrupted
 from relay.row import KEY, MS, PAYLOAD, POSITION, Row
 
@@ -61,7 +61,10 @@ class Session:
     `complaints` collects what the client says about brokers and logins; it outlives the session.
     """
 
-    def __init__(self, properties: dict[str, Any], complaints: deque[KafkaError]) -> None:
+    def __init__(
+        self, properties: dict[str, Any], complaints: deque[KafkaError], envelope: Envelope = headers
+    ) -> None:
+        self._envelope = envelope
         self._delivered: deque[_Flight] = deque()
         self._failures: deque[tuple[_Flight, KafkaError]] = deque()
         self._flights: deque[_Flight] = deque()
@@ -112,7 +115,7 @@ class Session:
             self.progressed_at = time.monotonic()
         self._flights.append(flight)
         self.handed = flight.last
-        produce = self._client.produce
+        produce, envelope = self._client.produce, self._envelope
         for row, (topic, partition), callback in zip(rows, chunk.targets, callbacks, strict=True):
             try:
                 # By position (…, callback, on_delivery, timestamp, headers): by name 0.06 s more in 100,000.
@@ -124,7 +127,7 @@ class Session:
                     callback,
                     None,
                     row[MS],
-                    headers(row, stream),
+                    envelope(row, stream),
                 )
                 produce(*record)
             except BufferError:

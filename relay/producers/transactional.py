@@ -18,6 +18,7 @@ from outbox import hooks
 from outbox.errors import ConfigurationError
 from outbox.record import Seq
 from relay import points
+from relay.envelope import Envelope, headers
 from relay.parking.landing import Landings, NeverOpen
 from relay.producers.clearance import Clearance
 from relay.producers.delivery import Chunk, Interrupted, Names, Recorded, Refused, Target, Unsettled
@@ -83,7 +84,9 @@ class TransactionalProducer:
         *,
         stopping: Callable[[], bool] = lambda: False,
         together: float = TOGETHER,
+        envelope: Envelope = headers,
     ) -> None:
+        self._envelope = envelope
         self._properties = transactional(properties)
         self._inquiry = Inquiry(self._properties, listen=self._listen, stopping=stopping)
         self.names = names
@@ -199,7 +202,8 @@ class TransactionalProducer:
         return self._lines
 
     def _line(self, name: str) -> Line:
-        return Line({**self._properties, "transactional.id": name}, self._inquiry.complaints)
+        properties = {**self._properties, "transactional.id": name}
+        return Line(properties, self._inquiry.complaints, self._envelope)
 
     def _not_fenced(self, cause: KafkaError) -> str:
         if cause.code() == KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED:

@@ -15,6 +15,7 @@ from outbox.consumer.foreign import shapes as foreign
 from outbox.consumer.record import Polled
 from outbox.errors import ConfigurationError, UndecodableRecord
 from outbox.testing.servers import jars
+from tests.consumer import event_router
 from tests.consumer.conftest import StageFactory
 from tests.consumer.foreign import PlainProducer
 from tests.consumer.stage import Stage, eventually, running
@@ -74,6 +75,11 @@ CLOUD = b"application/cloudevents+json; charset=utf-8"
             b'{"schema":{"type":"struct"},"payload":{},"more":1}',
         ),
         (b'{"payload":1}', {}, b'{"payload":1}'),
+        # What Connect's JSON converter makes of no payload.
+        (b"null", {}, None),
+        (b'{"schema":{"type":"bytes","optional":true},"payload":null}', {}, None),
+        (b'{"payload":null,"eventType":"x"}', {}, None),
+        (b'"null"', {}, b"null"),
         (b'"\xff', {}, b'"\xff'),
         (b"\x22\x03abc", {}, b"\x22\x03abc"),
         (b'{"schema":', {}, b'{"schema":'),
@@ -137,6 +143,61 @@ def collecting(stage: Stage, event: type[Event], **options: Any) -> tuple[Consum
         got[record.offset] = (given, record)
 
     return consumer, got
+
+
+KEPT = event_router.kept()
+
+
+def test_records_of_a_real_event_router_are_the_events_they_carry(build: StageFactory) -> None:
+    """Every shape, in a partition each: under our name of the event, under theirs, and without a payload,
+    once each though they come twice."""
+    stage = build(partitions=len(KEPT))
+    producer = PlainProducer(stage)
+    for partition, records in enumerate(KEPT.values()):
+        for record in records * 2:
+            producer.put(
+                event_router.decoded(record["value"]),
+                headers=[(name, event_router.decoded(value)) for name, value in record["headers"]],
+                key=(event_router.decoded(record["key"]) or b"").decode(),
+                partition=partition,
+            )
+    producer.flush()
+    consumer = stage.consumer()
+    got: dict[str, list[Any]] = {shape: [] for shape in KEPT}
+
+    def keep(session: Session, event: Event | None, record: Record) -> None:
+        got[[*KEPT][record.partition]].append(event)
+
+    options: dict[str, Any] = {"topic": stage.topic, "dedupe": "event_id", "tombstones": True}
+    consumer.on(ConsoleOrder, wire_type="order.placed.v1", **options)(keep)
+    consumer.on(RoutedOrder, wire_type="OrderPlaced", **options)(keep)
+    with running(consumer):
+        eventually(lambda: all(stage.offset(partition) == 6 for partition in range(len(KEPT))))
+    # As Pydantic reads a JSON number of so many digits.
+    routed = RoutedOrder(order="4711", total=Decimal(12345678901234568), note='für "Ann" – ✓')
+    assert got == {shape: [ConsoleOrder(order="4711"), routed, None] for shape in KEPT}
+
+
+@pytest.mark.parametrize("shape", KEPT)
+def test_what_a_real_event_router_wrapped_keeps_its_digits(shape: str) -> None:
+    """Where Debezium expands the JSON, it has made a double of the number itself."""
+    digits = b"1.2345678901234568E16" if "expanded" in shape else b"12345678901234567.89"
+    for record in KEPT[shape][:2]:
+        assert digits in (foreign.payload(message(event_router.decoded(record["value"]))) or b"")
+
+
+def test_a_json_null_of_connect_is_a_tombstone(build: StageFactory) -> None:
+    """Whoever does not ask for tombstones does not get it, and it is no poison."""
+    stage = build(partitions=1)
+    producer = PlainProducer(stage)
+    for value in ("null", '{"payload":null,"eventType":"x"}', '{"order": "null"}'):
+        producer.put(value, headers=[("eventType", "x")])
+    producer.flush()
+    consumer, got = collecting(stage, ConsoleOrder, wire_type="x")
+    with running(consumer):
+        eventually(lambda: stage.offset() == 3)
+    assert [event for event, _ in got.values()] == [ConsoleOrder(order="null")]
+    assert stage.rows("SELECT state FROM consumer_parked") == []
 
 
 def test_records_without_a_type_are_the_topics_only_event(build: StageFactory) -> None:

@@ -17,10 +17,9 @@ from typing import Any
 
 from outbox.consumer.record import Polled, headers_of
 from outbox.errors import UndecodableRecord
-from outbox.record import CONTENT_TYPE, ID, TYPE
+from outbox.record import CE_SOURCE, CONTENT_TYPE, IDS, TYPES
 
-TYPES = (TYPE, "eventType", "ce_type")
-"""Headers that may name the type, the first of them that is there."""
+NULL = b"null"
 
 STRUCTURED = "application/cloudevents+json"
 
@@ -63,10 +62,11 @@ def event_id(message: Polled) -> bytes | None:
     The id of a CloudEvent is unique within its source only, so both belong to it.
     """
     headers = _headers(message)
-    if found := headers.get(ID):
+    plain, of_cloud = IDS
+    if found := headers.get(plain):
         return _plain(found)
-    if found := headers.get("ce_id"):
-        return b" ".join(filter(None, (headers.get("ce_source"), found)))
+    if found := headers.get(of_cloud):
+        return b" ".join(filter(None, (headers.get(CE_SOURCE), found)))
     if not _is_structured(headers):
         return None
     event = _members(message.value())
@@ -75,7 +75,8 @@ def event_id(message: Polled) -> bytes | None:
 
 
 def payload(message: Polled) -> bytes | None:
-    """The event itself, without what its producer put round it. Raises UndecodableRecord."""
+    """The event itself, without what its producer put round it; None for a tombstone, which Connect's JSON
+    converter writes as a JSON null. Raises UndecodableRecord."""
     value = message.value()
     if value is None:
         return None
@@ -85,7 +86,13 @@ def payload(message: Polled) -> bytes | None:
     inside = _envelope(inner)
     if inside is not None:
         inner, schema = inside[0], None
-    return _text(inner, schema)
+    return None if inner == NULL else _text(inner, schema)
+
+
+def is_null(message: Polled) -> bool:
+    """Is it a tombstone? Raises UndecodableRecord."""
+    value = message.value()
+    return value is None or (NULL in value and payload(message) is None)
 
 
 def _headers(message: Polled) -> dict[str, bytes]:

@@ -57,6 +57,20 @@ def test_one_kafka_property_is_the_same_however_it_is_spelt(
     assert config(file, kafka={"sasl.username": "argument"}).kafka == {"sasl.username": "argument"}
 
 
+@pytest.mark.parametrize(
+    ("setting", "value", "said"),
+    [
+        ("envelope", "avro", "'outbox', 'cloudevents' or 'debezium'"),
+        ("cloudevents_source", "", "must be a URI"),
+        ("cloudevents_source", "/my shop", "must be a URI"),
+        ("cloudevents_source", "/" + "s" * 200, "at most 200 characters"),
+    ],
+)
+def test_an_envelope_that_nobody_could_read_is_refused(setting: str, value: str, said: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"(?s){setting}.*{said}"):
+        config(**{setting: value})
+
+
 @pytest.mark.parametrize("password", ["1e5", "007", "true", "null", '"quoted"', "{}", "a=b"])
 def test_a_password_in_the_environment_is_taken_as_it_stands(
     monkeypatch: pytest.MonkeyPatch, password: str
