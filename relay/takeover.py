@@ -76,24 +76,27 @@ def reconcile(state: Progress, recorded: Recorded, *, failed_over: bool, lossy: 
     of the shard is believed, and what Kafka has beyond it goes out again under the same numbers.
     """
     seq = recorded.seq
-    if seq.source == state.source and seq.generation > state.generation:
-        raise _contradiction(state, recorded, f"generation {seq.generation} is newer")
-    if (seq.source, seq.generation) != (state.source, state.generation):
+    if seq.source != state.source or seq.generation < state.generation:
         return state  # nothing is committed yet under the row's own name
-    if seq.delta > state.delta:
+    if (seq.generation, seq.delta) > (state.generation, state.delta):
         if not failed_over:
-            raise _contradiction(state, recorded, f"delta {seq.delta} was never planned here")
+            raise _contradiction(
+                state, recorded, f"generation {seq.generation}, delta {seq.delta} was never planned here"
+            )
         log.warning(
-            "shard %d: the failed server had planned up to delta %d, this one knows %d; events of the plans "
-            "that are lost go out again, under a new source",
+            "shard %d: the failed server had planned up to delta %d of generation %d, this one knows %d of "
+            "%d; events of the plans that are lost go out again, under a new source%s",
             state.shard,
             seq.delta,
+            seq.generation,
             state.delta,
+            state.generation,
+            "; the number of shards is as before" if seq.generation > state.generation else "",
         )
         if lossy or state.next_floor is None or state.job is not None:
             # A job's delta may be over with rows of it unsent: refused ones stay, and what is behind them.
             return state
-        # A delta of events is planned only when the one before it is in.
+        # A delta of events is planned only when the one before it is in, a generation begun when all are.
         return dataclasses.replace(state, low=state.next_floor)
     if seq.delta < state.delta or state.next is None:
         return state

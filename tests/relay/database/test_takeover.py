@@ -71,6 +71,15 @@ def test_after_a_fail_over_that_lost_plans_the_last_known_one_is_in() -> None:
     assert reconcile(IDLE, said(12, 300), failed_over=True) == IDLE
 
 
+def test_after_a_fail_over_that_lost_a_change_of_the_shards_number_the_last_known_plan_is_in() -> None:
+    """The first record of a generation is committed before any standby is waited for: it holds no event."""
+    begun = said(3, 0, generation=2, following=None)
+    assert reconcile(ROW, begun, failed_over=True).low == 200
+    assert reconcile(replace(ROW, frozen=True), begun, failed_over=True).low == 200
+    assert reconcile(IDLE, begun, failed_over=True) == IDLE
+    assert reconcile(ROW, begun, failed_over=True, lossy=True) == ROW
+
+
 def test_a_server_that_may_lack_what_was_set_aside_repeats_instead_of_passing_it_over() -> None:
     for record in (said(12, 300), said(ROW.delta, 150)):
         assert reconcile(ROW, record, failed_over=True, lossy=True).low == ROW.low

@@ -7,11 +7,13 @@ from uuid import uuid4
 import pytest
 
 from outbox.storage import ddl
-from outbox.testing.servers import start_postgres
+from outbox.storage.roles import Roles, statements
+from outbox.testing.servers import postgres_copies, start_postgres
 from outbox.testing.servers.postgres import OwnPostgres
 from tests.conftest import create_engine
 from tests.relay.database.memory_broker import MemoryBroker
 from tests.relay.disaster.copies import Here
+from tests.relay.disaster.pair import NAME, Pair
 
 
 class Install(Protocol):
@@ -49,6 +51,21 @@ def install() -> Install:
         return Here(server, url)
 
     return make
+
+
+@pytest.fixture
+def pair(install: Install) -> Iterator[Pair]:
+    settings = {**postgres_copies.PAIR, "max_connections": 150}
+    with start_postgres(settings, own=True) as primary:
+        assert isinstance(primary, OwnPostgres)
+        here = install(primary)
+        with here.session() as session:
+            for statement in statements(Roles(standbys=True)):
+                session.execute(statement.encode())
+        with postgres_copies.start_standby(primary, NAME, {"max_connections": 150}) as standby:
+            pair = Pair(primary, standby, here)
+            pair.wait_until_it_streams()
+            yield pair
 
 
 @pytest.fixture

@@ -57,6 +57,13 @@ class Pair:
         with psycopg.connect(self.primary.url, autocommit=True) as session:
             wait_for(session, STREAMS, within=60)
 
+    def wait_until_it_has_all(self) -> None:
+        """Until the standby has flushed everything that was committed before."""
+        with psycopg.connect(self.primary.url, autocommit=True) as session:
+            found = session.execute("SELECT pg_current_wal_flush_lsn()::text").fetchone()
+            assert found is not None
+            wait_for(session, f"SELECT flush_lsn >= '{found[0]}' FROM pg_stat_replication", within=60)
+
     def fail_over(self) -> None:
         """The primary dies as by a power cut; the standby takes its place with what it has."""
         self.primary.kill()

@@ -10,32 +10,15 @@ import pytest
 
 from outbox.errors import ConfigurationError
 from outbox.storage.roles import Roles, statements
-from outbox.testing.servers import KafkaServer, postgres_copies, start_postgres
-from outbox.testing.servers.postgres import OwnPostgres
+from outbox.testing.servers import KafkaServer, postgres_copies
 from relay.shard import Shard
 from tests.relay.database.half import drain, shard
 from tests.relay.database.memory_broker import MemoryBroker
 from tests.relay.disaster import campaign
-from tests.relay.disaster.conftest import Install
 from tests.relay.disaster.pair import NAME, Pair
 from tests.relay.scene import until
 
 WAITING = {"wait_for_standby": NAME, "standby_patience": 0.1}
-
-
-@pytest.fixture
-def pair(install: Install) -> Iterator[Pair]:
-    settings = {**postgres_copies.PAIR, "max_connections": 30}
-    with start_postgres(settings, own=True) as primary:
-        assert isinstance(primary, OwnPostgres)
-        here = install(primary)
-        with here.session() as session:
-            for statement in statements(Roles(standbys=True)):
-                session.execute(statement.encode())
-        with postgres_copies.start_standby(primary, NAME, {"max_connections": 30}) as standby:
-            pair = Pair(primary, standby, here)
-            pair.wait_until_it_streams()
-            yield pair
 
 
 @contextmanager
