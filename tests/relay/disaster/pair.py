@@ -31,9 +31,13 @@ class Pair:
     @property
     def url(self) -> str:
         """Whichever of the two can be written to."""
+        return self.url_of(self.here.name)
+
+    def url_of(self, name: str) -> str:
+        """The same for another database of theirs."""
         one, other = urlsplit(self.primary.url), urlsplit(self.standby.url)
         hosts = f"{one.hostname}:{one.port},{other.hostname}:{other.port}"
-        return f"postgresql://postgres@{hosts}/{self.here.name}?target_session_attrs=read-write"
+        return f"postgresql://postgres@{hosts}/{name}?target_session_attrs=read-write"
 
     @property
     def there(self) -> Here:

@@ -5,7 +5,6 @@ Judged by what the promoted server knows, with rules that share no code with the
 
 import random
 import time
-from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -17,6 +16,7 @@ from tests.relay.database.campaign import Killed
 from tests.relay.database.half import Session, shard, write
 from tests.relay.database.memory_broker import MemoryBroker, Record
 from tests.relay.disaster.pair import NAME
+from tests.relay.effects import complaints
 from tests.relay.sharding.campaign import DRAINED
 
 KEYS = 9
@@ -57,6 +57,23 @@ class Resharding:
             else:
                 self._carry(self._choose.choice(self._shards()))
 
+    def half(self) -> None:
+        """The number of shards is being changed, and its owners have come some way with it."""
+        self._ask(cancel=0)
+        for _ in range(self._choose.randrange(9)):
+            self._carry(self._choose.choice(self._shards()))
+
+    def whole(self) -> None:
+        """The number of shards is changed, and something is sent in the new generation."""
+        before = self._generation()
+        self._ask(cancel=0)
+        end = time.monotonic() + 60
+        while self._generation() == before or self.broker.log[-1].seq.generation == before:
+            assert time.monotonic() < end, f"seed {self.seed}: not changed"
+            write(self._at_hand(), key=f"key-{self._choose.randrange(KEYS)}")
+            for number in self._shards():
+                self._owner(number).run_once()
+
     def close(self) -> None:
         """All relays end as by a power cut."""
         while self._owners:
@@ -82,7 +99,7 @@ class Resharding:
                 self._owner(number).run_once()
             for owner in self._owners.values():
                 owner.finish()
-        [(self.generations,)] = session.execute("SELECT max(generation) FROM outbox_shard").fetchall()
+        self.generations = self._generation()
 
     def verdict(self, *, exact: bool) -> list[str]:
         """`exact`: each known event once and nothing else; otherwise what is forgotten may come again."""
@@ -91,15 +108,17 @@ class Resharding:
             .execute("SELECT id::text, aggregateid FROM outbox_event ORDER BY position")
             .fetchall()
         )
-        wrong = _order(applied(self.broker.log), known, exact=exact)
-        ghosts = {found.id for found in self.broker.log} - {id_ for id_, _ in known}
-        if exact and ghosts:
-            wrong.append(f"{len(ghosts)} were sent that the promoted server does not know")
+        effects = [(found.id, found.seq.source) for found in applied(self.broker.log)]
+        wrong = complaints(effects, known, exact=exact)
         return [f"seed {self.seed}: {complaint}" for complaint in wrong]
 
-    def _ask(self) -> None:
+    def _generation(self) -> int:
+        [(found,)] = self._at_hand().execute("SELECT max(generation) FROM outbox_shard").fetchall()
+        return int(found)
+
+    def _ask(self, *, cancel: float = 0.2) -> None:
         with suppress(psycopg.errors.DatabaseError):
-            if self._choose.random() < 0.2:
+            if self._choose.random() < cancel:
                 self._at_hand().execute("SELECT outbox_shards_cancel()")
             else:
                 self._at_hand().execute("SELECT outbox_shards_set(%s)", [self._choose.choice([1, 2, 3])])
@@ -151,28 +170,3 @@ def applied(log: list[Record]) -> list[Record]:
             marks[place] = seq.generation, {**shards, seq.shard: (seq.delta, seq.position)}
             news.append(found)
     return news
-
-
-def _order(news: list[Record], known: list[tuple[str, str]], *, exact: bool) -> list[str]:
-    """Per key nothing is left out and nothing goes back, but where a new source begins (never if `exact`)."""
-    keys: dict[str, list[str]] = defaultdict(list)
-    place: dict[str, tuple[str, int]] = {}
-    for id_, key in known:
-        place[id_] = key, len(keys[key])
-        keys[key].append(id_)
-    at, source, wrong = dict.fromkeys(keys, -1), dict.fromkeys(keys, ""), []
-    for found in news:
-        if found.id not in place:
-            continue
-        key, n = place[found.id]
-        follows = n == at[key] + 1
-        again = not exact and n <= at[key] and found.seq.source != source[key]
-        if not follows and not again:
-            wrong.append(f"{key}: event {n} as {found.seq} after event {at[key]} of source {source[key]}")
-        at[key], source[key] = n, found.seq.source
-    wrong += [
-        f"{key} ends with event {at[key]} of {len(ids) - 1}"
-        for key, ids in keys.items()
-        if at[key] != len(ids) - 1
-    ]
-    return wrong

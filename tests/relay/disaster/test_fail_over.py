@@ -189,7 +189,7 @@ def test_the_right_to_see_standbys_is_asked_for_by_name(pair: Pair, broker: Memo
 def test_a_fail_over_under_writers_with_a_real_kafka(
     kafka: KafkaServer, tmp_path: Path, kind: campaign.Kind
 ) -> None:
-    """The short form of `python -m tests.relay.disaster.campaign`."""
-    verdict = campaign.play(kind, kafka, tmp_path / "relay.log", events=60)
+    """The short form of `make disasters`, with a consumer whose database fails over, too."""
+    verdict = campaign.play(campaign.Round(kind, events=60), kafka, tmp_path / "relay.log")
     assert verdict.complaints == []
     assert verdict.known > 100
