@@ -67,7 +67,7 @@ def test_a_relay_that_waits_sends_nothing_that_the_promoted_standby_does_not_kno
         after = pair.there.write(10)
         until(lambda: "1 standby did not flush" in str(status["alarm"]), 30, lambda: str(status))
         assert len(broker.log) == 20, "the promoted server has no standby yet"
-        with postgres_copies.start_standby(pair.standby, "replica2", {"max_connections": 30}):
+        with postgres_copies.start_standby(pair.standby, "replica2", {"max_connections": 150}):
             until(lambda: arrived(broker) >= set(after), 30, lambda: str(status))
     assert not exist(pair) & set(lost), "or the standby was not held back"
     assert broker.ids() == kept + after, "no ghost, nothing twice, and no new event taken for a repeat"
