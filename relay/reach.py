@@ -1,7 +1,8 @@
 """Know whether this host reaches the brokers at all: shards belong where their events can be sent from.
 
-One small question every few seconds on a client of its own, never waited for. Who cannot reach the brokers
-leaves shards to those who can; while nobody can, everything stays where it is.
+One small question every few seconds on a client of its own, never waited for. A client asks none but the
+broker that it first heard to be the controller (librdkafka 2.16): if it is gone, another client asks.
+Who cannot reach the brokers leaves shards to those who can; while nobody can, everything stays where it is.
 """
 
 import logging
@@ -22,7 +23,8 @@ log = logging.getLogger("relay.reach")
 EVERY = 3.0
 """Seconds between two questions."""
 
-ANSWER_WITHIN = 5.0
+ANSWER_WITHIN = 2.0
+"""A client tries without a pause to reach a broker that is gone, as long as it has a question for it."""
 
 RECENT = 10.0
 """Seconds for which an answer holds: one question may be lost."""
@@ -46,7 +48,8 @@ class Reach:
         self._heard = heard
         self._admin: AdminClient | None = None
         self._asked: Future[DescribeClusterResult] | None = None
-        self._next = self._began = 0.0
+        self._next = 0.0
+        self._began: float | None = None
         self._answered_at: float | None = None
         self._said: KafkaError | None = None
         self._why: str | None = None
@@ -56,7 +59,8 @@ class Reach:
     def reaching(self) -> Reaching:
         now = time.monotonic()
         if self._answered_at is None:
-            return Reaching.NOT_NOW if now - self._began < AT_THE_START else Reaching.NOT_FOR_LONG
+            began = now if self._began is None else self._began
+            return Reaching.NOT_NOW if now - began < AT_THE_START else Reaching.NOT_FOR_LONG
         silent = now - self._answered_at
         if silent < RECENT:
             return Reaching.YES
@@ -76,12 +80,15 @@ class Reach:
                 **connection_only(checked(self._properties)),
                 "error_cb": self._complained,
             }
-            self._began = now
             self._admin = AdminClient(properties)
+            if self._began is None:
+                self._began = now
         self._admin.poll(0)
         if self._asked is not None and self._asked.done():
-            self._take(self._asked)
-            self._asked = None
+            asked, self._asked = self._asked, None
+            if not self._take(asked):
+                self._admin = None
+                return
         if self._asked is None and now >= self._next:
             self._next = now + EVERY
             self._asked = self._admin.describe_cluster(request_timeout=ANSWER_WITHIN)
@@ -98,15 +105,16 @@ class Reach:
     def close(self) -> None:
         self._admin = self._asked = None
 
-    def _take(self, answer: "Future[DescribeClusterResult]") -> None:
+    def _take(self, answer: "Future[DescribeClusterResult]") -> bool:
         try:
             answer.result()
         except KafkaException as error:
             because = self._said or error.args[0]
             where = self._properties.get("bootstrap.servers")
             self._why = f"no broker answers at {where}: {because.str().partition(' (after ')[0]}"
-        else:
-            self._answered_at, self._said, self._why = time.monotonic(), None, None
+            return False
+        self._answered_at, self._said, self._why = time.monotonic(), None, None
+        return True
 
     def _complained(self, error: KafkaError) -> None:
         if error.code() != KafkaError._ALL_BROKERS_DOWN:

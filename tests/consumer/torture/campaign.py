@@ -23,7 +23,7 @@ from tests.consumer.torture.wire import Wire
 PARTITIONS = 8
 
 STATIC = "static"
-"""Cooperative members with names of their own: who dies is waited for, who comes again has its partitions."""
+"""Cooperative members with names of their own: who comes under a dead one's name has its partitions."""
 
 BY_HAND = "by-hand"
 """Each process is given its partitions, and while it sleeps another one is given the same."""
@@ -109,6 +109,7 @@ class Campaign:
             self._random,
             [{**orders, **self._own(protocol, place, processes)} for place in range(processes)],
             replace_sleepers=protocol == BY_HAND,
+            one_at_a_time=protocol == STATIC,
         )
         self._attacks: dict[str, tuple[int, Callable[[], bool]]] = {
             "kills": (6, self._crew.kill),

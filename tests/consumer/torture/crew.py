@@ -27,6 +27,7 @@ class Crew:
 
     replace_sleepers: a sleeper's place is taken while it sleeps, and once awake it is told to leave; what it
     does until then, another does as well.
+    one_at_a_time: nobody comes for one who leaves in good order before that one is gone.
     deserters: how those ended whom nobody had asked to. Servers that are away are no reason to.
     """
 
@@ -37,13 +38,16 @@ class Crew:
         orders: list[Mapping[str, Any]],
         *,
         replace_sleepers: bool = False,
+        one_at_a_time: bool = False,
     ) -> None:
         self._stage = stage
         self._random = random
         self._replace_sleepers = replace_sleepers
+        self._one_at_a_time = one_at_a_time
         self.deserters: list[int] = []
         self._members: list[Mate] = []
         self._leaving: list[Mate] = []
+        self._awaited: list[Mate] = []
         self._sleepers: list[tuple[float, Mate]] = []
         for own in orders:
             self._start(own)
@@ -74,6 +78,9 @@ class Crew:
 
     def muster(self) -> None:
         """Note who is gone, and replace them."""
+        for mate in [m for m in self._awaited if m.process.poll() is not None]:
+            self._awaited.remove(mate)
+            self._start(mate.orders)
         for mate in [m for m in self._members if m.process.poll() is not None]:
             self.deserters.append(mate.process.returncode)
             self._members.remove(mate)
@@ -113,5 +120,10 @@ class Crew:
             return False
         mate = self._random.choice(awake)
         mate.process.send_signal(by)
-        self._replace(mate)
+        if by is signal.SIGTERM and self._one_at_a_time:
+            self._members.remove(mate)
+            self._leaving.append(mate)
+            self._awaited.append(mate)
+        else:
+            self._replace(mate)
         return True
