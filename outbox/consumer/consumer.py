@@ -28,13 +28,14 @@ from outbox.consumer.foreign.dedupe import By, WithoutId
 from outbox.consumer.foreign.dedupe import dedupe as new_dedupe
 from outbox.consumer.handlers import Handlers
 from outbox.consumer.health import Health
-from outbox.consumer.member import Member, Setup, client
+from outbox.consumer.member import Member, Setup
 from outbox.consumer.place import seek as seeking
 from outbox.consumer.place.position import Positions
 from outbox.consumer.place.rebuild import Rebuilding, as_tables, rebuild, topics_read
 from outbox.consumer.place.seek import Goal, Moved
 from outbox.consumer.place.switch import CATCH_UP, Switched, switch
 from outbox.consumer.properties import admin_properties, consumer_properties
+from outbox.consumer.reach import opened
 from outbox.consumer.readiness import wait_for_database, wait_for_topics
 from outbox.consumer.settings import Poison, Settings, Start, Unknown
 from outbox.consumer.stopping import Stop
@@ -332,7 +333,9 @@ class Consumer:
 
     def _consume(self, setup: Setup, shares: Shares) -> None:
         """shares: what each member reads by hand; None: what the group gives it."""
-        client(setup, setup.properties).close()  # properties are refused before anybody waits for a server
+        opened(
+            setup.new_client, setup.properties, f"group {setup.group}"
+        ).close()  # properties are refused before anybody waits for a server
         identities = setup.new_identities(admin_properties(setup.properties))
         patience = setup.settings.wait_for_topics.total_seconds()
         if not (

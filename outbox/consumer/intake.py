@@ -1,7 +1,8 @@
 """Poll, and judge what comes before anybody may act on it: records by their offset, errors by their name."""
 
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 
 from confluent_kafka import Consumer as KafkaConsumer
 from confluent_kafka import KafkaError, KafkaException
@@ -30,25 +31,60 @@ class ClientDied(Exception):
 
 
 class Intake:
-    """What one member hears from its Kafka client."""
+    """What one member hears from its Kafka client. size, room: records and bytes of a full batch."""
 
     def __init__(
-        self, client: KafkaConsumer, assignment: Assignment, vigil: Vigil, group: str, *, size: int
+        self,
+        client: KafkaConsumer,
+        assignment: Assignment,
+        vigil: Vigil,
+        group: str,
+        *,
+        size: int,
+        room: int,
     ) -> None:
         self._client = client
         self._assignment = assignment
         self._vigil = vigil
         self._group = group
         self._size = size
+        self._room = room
         self.notice = Notice()
 
-    def poll(self, timeout: float, *, more: bool) -> bool:
+    def claim_due(self, claim: Callable[[Sequence[Partition]], None]) -> None:
+        """Have those claimed that are due, and read the ones that are."""
+        now = time.monotonic()
+        waiting = [
+            partition
+            for partition in self._assignment.partitions.values()
+            if partition.claim is None and not partition.stopped and partition.due <= now
+        ]
+        if not waiting:
+            return
+        claim(waiting)
+        for partition in waiting:
+            if partition.stopped:
+                self._assignment.stop(partition, partition.reason or "")
+            elif partition.claim is not None:
+                self.reposition(partition)
+
+    def full(self, partition: Partition) -> bool:
+        """Does a whole batch wait?"""
+        return partition.full(self._size, self._room)
+
+    def poll(self, timeout: float) -> bool:
         """Wait up to `timeout` seconds for records, take what is there; True if there was no more.
 
-        more: False takes one record at most, so that the client lives while enough waits to be run.
+        While a full batch waits to be run, more would only pile up: one record at most, so that the client
+        lives.
 
         Raises ClientDied; ConfigurationError when another process has our place in the group.
         """
+        now = time.monotonic()
+        more = not any(
+            self.full(partition) and partition.runnable(now)
+            for partition in self._assignment.partitions.values()
+        )
         messages = self._read(lambda: self._client.poll(timeout))
         if messages and more:
             messages += self._read(lambda: self._client.consume(self._size - 1, 0))

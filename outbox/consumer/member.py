@@ -27,7 +27,6 @@ from outbox.consumer.assignment import Assignment, Key, describe
 from outbox.consumer.batch import BatchRunner
 from outbox.consumer.claim import Claimer
 from outbox.consumer.database import Database
-from outbox.consumer.figures import Figures
 from outbox.consumer.foreign.inbox import Inbox
 from outbox.consumer.foreign.refill import Refill
 from outbox.consumer.foreign.ring import InboxRing
@@ -47,21 +46,18 @@ from outbox.consumer.place.run_up import RunUp, RunUps
 from outbox.consumer.place.scout import scouting
 from outbox.consumer.place.seek import Access
 from outbox.consumer.properties import admin_properties, is_incremental, member_properties
+from outbox.consumer.reach import NewClient, Reach, opened
 from outbox.consumer.settings import Settings, batch_time, owner
 from outbox.consumer.sift import Sieve
 from outbox.consumer.takeover import Takeover
 from outbox.consumer.time_limit import TimeLimit
 from outbox.consumer.vigil import Vigil
 from outbox.consumer.work import Work
-from outbox.errors import ConfigurationError
 
 log = logging.getLogger(__name__)
 
 PATIENCE = 4
 """Rounds in which a partition's few records wait for more while others have plenty."""
-
-LOUD = {KafkaError._ALL_BROKERS_DOWN, KafkaError._AUTHENTICATION, KafkaError._SSL, KafkaError._RESOLVE}
-"""Errors of the client that need a person or a broker; it mends all others by itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +69,7 @@ class Setup:
     handlers: Handlers
     properties: Mapping[str, Any]
     settings: Settings
-    new_client: Callable[[dict[str, Any]], KafkaConsumer] = KafkaConsumer
+    new_client: NewClient = KafkaConsumer
     new_identities: Callable[[Mapping[str, Any]], Identities] = BrokerIdentities
 
     @property
@@ -82,14 +78,6 @@ class Setup:
         return Access(
             properties=self.properties, new_client=self.new_client, new_identities=self.new_identities
         )
-
-
-def client(setup: Setup, properties: Mapping[str, Any]) -> KafkaConsumer:
-    """A Kafka client of the group. Raises ConfigurationError for properties that it does not take."""
-    try:
-        return setup.new_client(dict(properties))
-    except KafkaException as error:
-        raise ConfigurationError(f"Kafka client of group {setup.group}: {describe(error)}") from error
 
 
 class Member:
@@ -108,8 +96,7 @@ class Member:
         self._failure: Exception | None = None
         self._applied = 0
         self._deaths = 0
-        self._reach, self._death = Notice(), Notice()
-        self._figures = Figures(setup.group, number)
+        self._reach, self._death = Reach(setup.group, number, self._failed), Notice()
         wait = setup.settings.batch_wait
         self._linger = None if wait is None else wait.total_seconds()
         self._batch_time = batch_time(setup.settings, setup.properties)
@@ -123,11 +110,10 @@ class Member:
         by_hand = self._places is not None
         properties = {
             **self._properties,
-            "error_cb": self._on_error,
-            "stats_cb": self._on_statistics,
+            **self._reach.callbacks,
             "on_commit": self._on_commit,
         }
-        self._client = client(setup, properties)
+        self._client = opened(setup.new_client, properties, f"group {setup.group}")
         self._assignment = Assignment(
             self._client, setup.group, incremental=by_hand or is_incremental(properties)
         )
@@ -165,7 +151,12 @@ class Member:
             settings.identity_check,
         )
         self._intake = Intake(
-            self._client, self._assignment, self._vigil, setup.group, size=settings.batch_size
+            self._client,
+            self._assignment,
+            self._vigil,
+            setup.group,
+            size=settings.batch_size,
+            room=settings.batch_bytes,
         )
         idle = str(int(settings.idle_timeout.total_seconds() * 1000))
         self._recall = Recall(setup.database, setup.group)
@@ -215,15 +206,15 @@ class Member:
         try:
             self._subscribe()
             self._follow_moves()
-            self._claim_due()
-            drained = self._intake.poll(self._patience(timeout), more=not self._enough())
+            self._intake.claim_due(self._takeover.claim)
+            drained = self._intake.poll(self._patience(timeout))
             self._raise_failure()
             done = self._run_ready(drained)
             self._applied += self._redrive.run_once(self._assignment.partitions.values())
             self._work.give_back(self._assignment.partitions.values())
             if self._vigil.tick() or done:
                 self._death.over("the new Kafka client works")
-                self._reach.over("the Kafka brokers are reached again")
+                self._reach.works()
         except ClientDied as error:
             self._rebuild(str(error))
             return 0
@@ -233,7 +224,7 @@ class Member:
         self._deaths = 0 if done else self._deaths
         self._mirror.tick(self._assignment.partitions.values())
         self._ring.run_once(self._assignment.partitions.values())
-        self._figures.tick(self._assignment.partitions)
+        self._reach.figures.tick(self._assignment.partitions)
         return done
 
     def _subscribe(self) -> None:
@@ -249,6 +240,9 @@ class Member:
         else:
             self._client.unsubscribe()
 
+    def _failed(self, failure: Exception) -> None:
+        self._failure = failure
+
     def _raise_failure(self) -> None:
         """What a callback could not raise where it happened."""
         failure, self._failure = self._failure, None
@@ -262,7 +256,7 @@ class Member:
         self._applied += self._work.applied
         self._work.applied = 0
         try:
-            if self._reach.text is None:
+            if not self._reach.lost:
                 self._mirror.show(self._assignment.partitions.values())
             self._client.close()
         except (KafkaException, RuntimeError) as error:
@@ -271,7 +265,7 @@ class Member:
     def health(self) -> MemberHealth:
         """May be called from any thread."""
         notices = (
-            self._reach,
+            self._reach.notice,
             self._death,
             self._interest.notice,
             self._takeover.notice,
@@ -288,34 +282,7 @@ class Member:
                 of_partition(p, self._setup.settings.stuck_after)
                 for p in self._assignment.partitions.copy().values()
             ),
-            client=self._figures.health(),
-        )
-
-    def _claim_due(self) -> None:
-        now = time.monotonic()
-        waiting = [
-            partition
-            for partition in self._assignment.partitions.values()
-            if partition.claim is None and not partition.stopped and partition.due <= now
-        ]
-        if not waiting:
-            return
-        self._takeover.claim(waiting)
-        for partition in waiting:
-            if partition.stopped:
-                self._assignment.stop(partition, partition.reason or "")
-            elif partition.claim is not None:
-                self._intake.reposition(partition)
-
-    def _full(self, partition: Partition) -> bool:
-        return partition.full(self._setup.settings.batch_size, self._setup.settings.batch_bytes)
-
-    def _enough(self) -> bool:
-        """Does a full batch wait to be run? Then more records would only pile up."""
-        now = time.monotonic()
-        return any(
-            self._full(partition) and partition.runnable(now)
-            for partition in self._assignment.partitions.values()
+            client=self._reach.figures.health(),
         )
 
     def _follow_moves(self) -> None:
@@ -353,7 +320,7 @@ class Member:
 
     def _ripe(self, partition: Partition, now: float, drained: bool) -> bool:
         """Has the partition waited long enough for more records?"""
-        if self._full(partition) or partition.failures or partition.singly:
+        if self._intake.full(partition) or partition.failures or partition.singly:
             return True
         if self._linger is not None:
             return now >= partition.since + self._linger
@@ -404,22 +371,6 @@ class Member:
             hooks.fire("consumer.revoked", group=self._setup.group, partitions=_keys(places), lost=lost)
         except Exception as error:
             self._failure = error
-
-    def _on_error(self, error: KafkaError) -> None:
-        try:
-            self._figures.error(error.name(), error.str(), fatal=error.fatal())
-            if error.code() in LOUD or error.fatal():
-                self._reach.trouble(f"Kafka reports {error.name()}: {error.str()}")
-            else:
-                log.debug("Kafka reports %s: %s", error.name(), error.str())
-        except Exception as failure:
-            self._failure = failure
-
-    def _on_statistics(self, document: str) -> None:
-        try:
-            self._figures.report(document)
-        except Exception as failure:
-            self._failure = failure
 
     def _on_commit(self, error: KafkaError | None, places: list[TopicPartition]) -> None:
         try:

@@ -1,19 +1,19 @@
-"""Write a consumer's health down as Prometheus reads it, beside what the relay measures and in its manner."""
+"""Write down the health of a Consumer, a Pipe or a State as Prometheus reads it, in the relay's manner."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from outbox.consumer import Health, MemberHealth, PartitionHealth, Status
+from outbox.consumer import Health, MemberHealth, PartitionHealth, StateHealth, Status
 from relay.telemetry.metrics import Family, exposition
 
 
-def page(health: Health) -> str:
-    """All members of a consumer on one page."""
-    return exposition(families(health))
+def page(health: Health, states: Sequence[StateHealth] = ()) -> str:
+    """All members of a Consumer or Pipe on one page, and the States beside it."""
+    return exposition(families(health, states))
 
 
-def families(health: Health) -> list[Family]:
+def families(health: Health, states: Sequence[StateHealth] = ()) -> list[Family]:
     """What is measured, with its meaning."""
-    return [*_of_members(health), *_of_partitions(health)]
+    return [*_of_members(health), *_of_partitions(health), *_of_states(states)]
 
 
 def _of_members(health: Health) -> Iterable[Family]:
@@ -85,6 +85,30 @@ def _of_partitions(health: Health) -> Iterable[Family]:
         parked.add(partition.parked, **labels)
         stuck.add(0 if partition.stuck is None else partition.stuck.total_seconds(), **labels)
     return [state, offset, lag, records, last, parked, stuck]
+
+
+def _of_states(states: Sequence[StateHealth]) -> Iterable[Family]:
+    ready = Family("outbox_state_ready", "gauge", "Whether the State has caught up and goes on reading.")
+    trouble = Family(
+        "outbox_state_trouble", "gauge", "What is wrong with it at the moment; /readyz says what."
+    )
+    keys = Family("outbox_state_keys", "gauge", "Keys that it holds.")
+    lag = Family("outbox_state_lag_records", "gauge", "Offsets not read yet.")
+    skipped = Family(
+        "outbox_state_skipped_records_total",
+        "counter",
+        "Records that could not be read or are of another type.",
+    )
+    repeats = Family("outbox_state_repeats_total", "counter", "Records not newer than what their key holds.")
+    for state in states:
+        labels = {"topics": ",".join(state.topics)}
+        ready.add(state.ready, **labels)
+        trouble.add(len(state.trouble), **labels)
+        keys.add(state.keys, **labels)
+        lag.add(state.lag, **labels)
+        skipped.add(state.skipped, **labels)
+        repeats.add(state.repeats, **labels)
+    return [ready, trouble, keys, lag, skipped, repeats]
 
 
 def _partitions(members: Iterable[MemberHealth]) -> Iterable[PartitionHealth]:

@@ -136,7 +136,7 @@ def test_what_the_client_tells_is_counted_and_shown(stage: Stage, seen: Witness)
         stage.wait()
         assert seen.wait("consumer.statistics")["statistics"]["type"] == "consumer"
         (member,) = consumer._members
-        member._on_error(KafkaError(KafkaError._TRANSPORT, "a broker hung up"))
+        member._reach.callbacks["error_cb"](KafkaError(KafkaError._TRANSPORT, "a broker hung up"))
         client = eventually(lambda: client_with_traffic(consumer))
     assert seen.wait("consumer.client_error")["name"] == "_TRANSPORT"
     assert client.errors["_TRANSPORT"] == 1
@@ -237,7 +237,7 @@ def test_probes_and_prometheus_are_answered(build: StageFactory) -> None:
 
 
 def test_every_metric_is_explained_in_the_documentation() -> None:
-    names = set(re.findall(r"outbox_consumer_\w+", PAGE.read_text()))
+    names = set(re.findall(r"outbox_(?:consumer|state)_\w+", PAGE.read_text()))
     families = consumer_metrics.families(ConsumerHealth(group="g", members=()))
     assert {family.name for family in families} == names
 

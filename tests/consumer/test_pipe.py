@@ -412,3 +412,29 @@ def test_what_cannot_work_is_refused(settings: dict[str, Any], says: str) -> Non
         Pipe(group="g", kafka={"bootstrap.servers": "127.0.0.1:1"}).on(topic="^orders")
     with pytest.raises(ConfigurationError, match=says):
         make(**{"group": "g", "kafka": {"bootstrap.servers": "127.0.0.1:1"}, **settings})
+
+
+def test_a_pipe_tells_its_lag_what_is_stuck_and_what_its_client_says(piped: Piped, seen: Witness) -> None:
+    piped.stage.send(6)
+    gate = threading.Event()
+    pipe = piped.pipe(kafka={"statistics.interval.ms": 100}, stuck_after=timedelta(seconds=0.5))
+
+    @pipe.on(topic=piped.stage.topic)
+    def hand_on(out: Out, value: bytes, record: Record) -> None:
+        gate.wait(60)
+        out.send(piped.to, record.key, value, {"from": str(record.partition)})
+
+    with at_work(pipe):
+        try:
+            stuck = eventually(lambda: pipe.health().stuck)
+            assert "polled records are not stored yet" in stuck[0].reason
+            assert not pipe.health().ok
+        finally:
+            gate.set()
+        eventually(lambda: pipe.health().ok and pipe.health().members[0].client.brokers_up)
+        (member,) = pipe.health().members
+        eventually(lambda: [p.lag for m in pipe.health().members for p in m.partitions] == [0, 0])
+        assert {p.applied for p in pipe.health().members[0].partitions} == {3}
+        assert seen.all("consumer.statistics")
+        assert member.trouble == ()
+    assert piped.faults() == []

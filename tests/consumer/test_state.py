@@ -68,12 +68,13 @@ class Topic:
         partition: int = 0,
         seq: str | None = None,
         type_: str = "state.named.v2",
+        typed_by: str = "type",
         replay: str | None = None,
         value: str | None = None,
     ) -> None:
         self.sent += 1
         headers: list[tuple[str, str | bytes | None]] = [
-            ("type", type_.encode()),
+            (typed_by, type_.encode()),
             ("outbox-seq", (seq or f"s/1/0:1.{self.sent}").encode()),
         ]
         if replay is not None:
@@ -121,14 +122,14 @@ def test_it_is_ready_with_the_newest_values_then_follows_and_tombstones_delete(t
         assert names(state) == {"k1": "n28", "k2": "n29"}
         assert state.lag == 0
         assert changes == []
-        topic.put("k1", "later", partition=1)
+        topic.put("k1", "later", partition=1, typed_by="ce_type")  # a relay's other envelope
         topic.put("k2", None, partition=2)
         topic.flush()
         comes(state, {"k1": "later"})
         assert "k2" not in state
         assert state.get("k2") is None
         eventually(lambda: sorted(changes) == [("k1", "later"), ("k2", None)])
-        assert state.health().trouble == ()
+        assert (state.health().trouble, state.health().topics) == ((), (topic.name,))
     assert not state.ready
 
 

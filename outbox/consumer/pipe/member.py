@@ -20,10 +20,9 @@ from outbox.consumer import backoff
 from outbox.consumer.assignment import Assignment, describe
 from outbox.consumer.batch import Batch
 from outbox.consumer.handlers import Handlers
-from outbox.consumer.health import MemberHealth, PartitionHealth
+from outbox.consumer.health import MemberHealth, of_partition
 from outbox.consumer.identity import BrokerIdentities, Identities
 from outbox.consumer.intake import ClientDied, Intake
-from outbox.consumer.notice import Notice
 from outbox.consumer.outcome import Committed, GiveUp, Halt, Try, Wait, brief, judge
 from outbox.consumer.partition import Partition
 from outbox.consumer.pipe.committed import CommittedOffsets, stamp
@@ -34,13 +33,11 @@ from outbox.consumer.pipe.transformation import Transformation
 from outbox.consumer.place.mend import Mender
 from outbox.consumer.place.scout import scouting
 from outbox.consumer.properties import admin_properties, is_incremental
+from outbox.consumer.reach import NewClient, Reach, opened
 from outbox.consumer.sift import Sieve, Sifted
 from outbox.consumer.vigil import Vigil
-from outbox.errors import ConfigurationError
 
 log = logging.getLogger(__name__)
-
-LOUD = {KafkaError._ALL_BROKERS_DOWN, KafkaError._AUTHENTICATION, KafkaError._SSL, KafkaError._RESOLVE}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +50,7 @@ class PipeSetup:
     producer: Mapping[str, Any]
     instance: str
     settings: PipeSettings
-    new_consumer: Callable[[dict[str, Any]], KafkaConsumer] = KafkaConsumer
+    new_consumer: NewClient = KafkaConsumer
     new_producer: Callable[[dict[str, Any]], Producer] = Producer
     new_identities: Callable[[Mapping[str, Any]], Identities] = BrokerIdentities
 
@@ -86,7 +83,7 @@ class PipeMember:
             new_client=setup.new_producer,
         )
         self._failure: Exception | None = None
-        self._reach = Notice()
+        self._reach = Reach(setup.group, number, self._failed)
         self._lost = self._deaths = self._applied = 0
         self.alive = True
         self._connect()
@@ -94,11 +91,8 @@ class PipeMember:
     def _connect(self) -> None:
         """A new reading client, and everything that belongs to it."""
         setup, settings = self._setup, self._setup.settings
-        properties = {**setup.consumer, "error_cb": self._on_error}
-        try:
-            self._client = setup.new_consumer(properties)
-        except KafkaException as error:
-            raise ConfigurationError(f"Kafka client of group {setup.group}: {describe(error)}") from error
+        properties = {**setup.consumer, **self._reach.callbacks}
+        self._client = opened(setup.new_consumer, properties, f"group {setup.group}")
         self._assignment = Assignment(self._client, setup.group, incremental=is_incremental(properties))
         self._offsets = CommittedOffsets(self._client, setup.group, self._identities, settings.start)
         self._vigil = Vigil(
@@ -110,7 +104,12 @@ class PipeMember:
             settings.identity_check,
         )
         self._intake = Intake(
-            self._client, self._assignment, self._vigil, setup.group, size=settings.batch_size
+            self._client,
+            self._assignment,
+            self._vigil,
+            setup.group,
+            size=settings.batch_size,
+            room=settings.batch_bytes,
         )
         self._client.subscribe(
             setup.handlers.topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
@@ -123,14 +122,14 @@ class PipeMember:
         """
         try:
             if self._outflow.ready():
-                self._claim_due()
-            self._intake.poll(self._patience(timeout), more=not self._enough())
+                self._intake.claim_due(self._offsets.claim)
+            self._intake.poll(self._patience(timeout))
             if self._failure is not None:
                 failure, self._failure = self._failure, None
                 raise failure
             done = self._run_ready()
             if self._vigil.tick() or done:
-                self._reach.over("the Kafka brokers are reached again")
+                self._reach.works()
         except ClientDied as error:
             self._rebuild(str(error))
             return 0
@@ -138,7 +137,11 @@ class PipeMember:
             self._rebuild(describe(error))
             return 0
         self._deaths = 0 if done else self._deaths
+        self._reach.figures.tick(self._assignment.partitions)
         return done
+
+    def _failed(self, failure: Exception) -> None:
+        self._failure = failure
 
     def close(self) -> None:
         """Leave the group. What was read and not committed is read again by whoever comes next."""
@@ -149,7 +152,7 @@ class PipeMember:
     def health(self) -> MemberHealth:
         """May be called from any thread."""
         notices = (
-            self._reach,
+            self._reach.notice,
             self._offsets.notice,
             self._intake.notice,
             self._vigil.notice,
@@ -160,16 +163,10 @@ class PipeMember:
             applied=self._applied,
             trouble=tuple(notice.text for notice in notices if notice.text is not None),
             partitions=tuple(
-                PartitionHealth(
-                    topic=p.topic,
-                    partition=p.number,
-                    status=p.status,
-                    next_offset=None if p.claim is None else p.expected,
-                    parked=0,
-                    reason=p.reason,
-                )
+                of_partition(p, self._setup.settings.stuck_after)
                 for p in self._assignment.partitions.copy().values()
             ),
+            client=self._reach.figures.health(),
         )
 
     def _close_client(self) -> None:
@@ -177,20 +174,6 @@ class PipeMember:
             self._client.close()
         except (KafkaException, RuntimeError) as error:
             log.debug("closing the Kafka client: %s", error)
-
-    def _claim_due(self) -> None:
-        now = time.monotonic()
-        waiting = [
-            partition
-            for partition in self._assignment.partitions.values()
-            if partition.claim is None and not partition.stopped and partition.due <= now
-        ]
-        self._offsets.claim(waiting)
-        for partition in waiting:
-            if partition.stopped:
-                self._assignment.stop(partition, partition.reason or "")
-            elif partition.claim is not None:
-                self._intake.reposition(partition)
 
     def _patience(self, timeout: float) -> float:
         now = time.monotonic()
@@ -200,14 +183,6 @@ class PipeMember:
             if not partition.stopped and (partition.claim is None or partition.polled):
                 timeout = min(timeout, max(0.0, partition.due - now))
         return timeout
-
-    def _enough(self) -> bool:
-        """Does a full batch wait to be run? Then more records would only pile up."""
-        now, settings = time.monotonic(), self._setup.settings
-        return any(
-            partition.full(settings.batch_size, settings.batch_bytes) and partition.runnable(now)
-            for partition in self._assignment.partitions.values()
-        )
 
     def _batch(self, partition: Partition) -> Batch:
         return partition.batch(self._setup.settings.batch_size, self._setup.settings.batch_bytes)
@@ -411,15 +386,6 @@ class PipeMember:
             hooks.fire("consumer.revoked", group=self._setup.group, partitions=_keys(places), lost=lost)
         except Exception as error:
             self._failure = error
-
-    def _on_error(self, error: KafkaError) -> None:
-        try:
-            if error.code() in LOUD or error.fatal():
-                self._reach.trouble(f"Kafka reports {error.name()}: {error.str()}")
-            else:
-                log.debug("Kafka reports %s: %s", error.name(), error.str())
-        except Exception as failure:
-            self._failure = failure
 
 
 def _keys(places: Sequence[TopicPartition]) -> list[tuple[str, int]]:

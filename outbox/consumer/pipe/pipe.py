@@ -79,6 +79,7 @@ class Pipe:
         transaction_timeout: timedelta = _DEFAULTS.transaction_timeout,
         identity_check: timedelta = _DEFAULTS.identity_check,
         wait_for_topics: timedelta = _DEFAULTS.wait_for_topics,
+        stuck_after: timedelta = _DEFAULTS.stuck_after,
     ) -> None:
         if not group:
             raise ConfigurationError("a pipe needs a group: it names its place in the topics")
@@ -92,6 +93,7 @@ class Pipe:
             transaction_timeout=transaction_timeout,
             identity_check=identity_check,
             wait_for_topics=wait_for_topics,
+            stuck_after=stuck_after,
         )
         consumer = consumer_properties(kafka, group)
         self._kafka = dict(kafka)

@@ -24,7 +24,7 @@ class PipeSettings:
         of the key go on without them. None: a poison record stops its partition.
     transaction_timeout: how long one transaction may take. So long, at most, readers and whoever takes the
         partitions over wait after this process died in the middle of one.
-    identity_check, wait_for_topics: as in Settings.
+    identity_check, wait_for_topics, stuck_after: as in Settings.
     """
 
     batch_size: int = 500
@@ -36,6 +36,7 @@ class PipeSettings:
     transaction_timeout: timedelta = timedelta(seconds=10)
     identity_check: timedelta = timedelta(seconds=5)
     wait_for_topics: timedelta = timedelta(seconds=10)
+    stuck_after: timedelta = timedelta(minutes=1)
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "batch_bytes", "attempts"):
@@ -47,7 +48,7 @@ class PipeSettings:
                 raise ConfigurationError(
                     f"{name}={getattr(self, name)!r} is none of {', '.join(map(repr, allowed))}"
                 )
-        for name in ("transaction_timeout", "identity_check", "wait_for_topics"):
+        for name in ("transaction_timeout", "identity_check", "wait_for_topics", "stuck_after"):
             value = getattr(self, name)
             if not (isinstance(value, timedelta) and value > timedelta(0)):
                 raise ConfigurationError(f"{name} is {value!r}; it must be a positive timedelta")

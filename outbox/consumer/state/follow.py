@@ -18,9 +18,9 @@ from outbox.consumer import backoff
 from outbox.consumer.assignment import describe
 from outbox.consumer.identity import Identities, TopicIdentity, TopicMissing
 from outbox.consumer.notice import Notice
+from outbox.consumer.reach import Reach, opened
 from outbox.consumer.record import Polled
 from outbox.consumer.state.latest import Latest, Place
-from outbox.errors import ConfigurationError
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class Follower(Generic[V]):
         self._completed = False
         self.reading: Reading[V] | None = None
         self.notice = Notice()
-        self.reach = Notice()
+        self.reach = Reach(str(properties["group.id"]), 0, self._failed)
 
     def run_once(self, timeout: float = 0.1) -> int:
         """Begin a reading if none is under way, or go on with it; how many records were read."""
@@ -127,11 +127,8 @@ class Follower(Generic[V]):
     def _open(self) -> KafkaConsumer:
         """The client; a new one goes on where the reading stands."""
         if self._client is None:
-            properties = {**self._properties, "error_cb": self._on_error}
-            try:
-                self._client = KafkaConsumer(properties)
-            except KafkaException as error:
-                raise ConfigurationError(f"Kafka client of a State: {describe(error)}") from error
+            properties = {**self._properties, **self.reach.callbacks}
+            self._client = opened(KafkaConsumer, properties, "a State")
             if self.reading is not None:
                 self._assign(self.reading)
         return self._client
@@ -210,7 +207,7 @@ class Follower(Generic[V]):
         if reading.caught_up or messages:
             self._failures = 0
             self.notice.over(f"the topics {', '.join(self._topics)} are read again")
-            self.reach.over("the Kafka brokers are reached again")
+            self.reach.works()
         return len(messages)
 
     def _take(self, client: KafkaConsumer, reading: Reading[V], messages: list[Polled]) -> None:
@@ -276,12 +273,9 @@ class Follower(Generic[V]):
         self.reading = None
         self._doubt = None
 
-    def _on_error(self, error: KafkaError) -> None:
-        """Inside a call on the client: nothing may leave it."""
-        if error.code() in {KafkaError._ALL_BROKERS_DOWN, KafkaError._AUTHENTICATION, KafkaError._SSL}:
-            self.reach.trouble(f"Kafka reports {error.name()}: {error.str()}")
-        else:
-            log.debug("Kafka reports %s: %s", error.name(), error.str())
+    def _failed(self, failure: Exception) -> None:
+        """Of somebody who listens to the client: the reading goes on."""
+        log.error("a hook failed: %s", failure, exc_info=failure)
 
 
 def _fatal(error: KafkaException) -> bool:

@@ -13,15 +13,16 @@ behind Kafka by what is on its way, so it is for looking things up, not for deci
 import logging
 import threading
 from collections.abc import Callable, ItemsView, Iterator, Mapping, ValuesView
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Generic, Literal, TypeVar
 
 from outbox import catalog
+from outbox.consumer.figures import ClientFigures
 from outbox.consumer.identity import BrokerIdentities
 from outbox.consumer.notice import Notice
 from outbox.consumer.properties import admin_properties, consumer_properties
-from outbox.consumer.record import Polled, headers_of
+from outbox.consumer.record import Polled, enveloped_type, headers_of
 from outbox.consumer.state.follow import Follower, Reading
 from outbox.errors import ConfigurationError, UndecodableRecord
 from outbox.event import Event, is_named
@@ -37,15 +38,22 @@ OnChange = Callable[[str, E | None], object]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateHealth:
-    """What a State is doing. skipped: records that could not be read or are of no type it knows; repeats:
-    records that were not newer than what their key holds. lag: offsets not read yet. trouble: in words."""
+    """What a State of these topics is doing.
 
+    ready: has it caught up, and does it go on? While brokers are away it serves what it has, and says so in
+    `trouble`. skipped: records that could not be read or are of no type it knows; repeats: records that were
+    not newer than what their key holds. lag: offsets not read yet. client: what its Kafka client says of
+    itself.
+    """
+
+    topics: tuple[str, ...]
     ready: bool
     keys: int
     lag: int
     skipped: int
     repeats: int
     trouble: tuple[str, ...]
+    client: ClientFigures = field(default_factory=ClientFigures)
 
 
 class State(Mapping[str, E]):
@@ -151,15 +159,17 @@ class State(Mapping[str, E]):
 
     def health(self) -> StateHealth:
         """From any thread."""
-        notices = (self._follower.notice.text, self._follower.reach.text, self._poison.text)
+        notices = (self._follower.notice.text, self._follower.reach.notice.text, self._poison.text)
         failed = None if self._failure is None else f"stopped: {self._failure}"
         return StateHealth(
+            topics=tuple(self._topics),
             ready=self.ready,
             keys=len(self._values),
             lag=self.lag,
             skipped=self._skipped,
             repeats=self._repeats,
             trouble=tuple(text for text in (failed, *notices) if text is not None),
+            client=self._follower.reach.figures.health(),
         )
 
     def __getitem__(self, key: str) -> E:
@@ -230,6 +240,7 @@ class State(Mapping[str, E]):
                 return
             event: E | None = None
             if payload is not None:
+                type_ = type_ or enveloped_type(message)
                 decode = self._types.decoders.get(type_ or b"")
                 if decode is None:
                     self._refuse(type_)
