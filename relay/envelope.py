@@ -5,7 +5,7 @@ Each envelope has `outbox-seq`, without which no repeat could be told from news.
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from functools import partial
+from functools import lru_cache, partial
 from typing import Literal
 
 from pydantic_core import from_json, to_json
@@ -85,18 +85,26 @@ def _cloud_event(source: bytes, row: Row, stream: bytes) -> Headers:
         found.append(("ce_time", moment))
     if traceparent is not None:
         found += [(record.TRACEPARENT, traceparent), ("ce_traceparent", traceparent)]
-    given = _own(from_json(own), OF_CLOUD) if own is not None else []
-    if payload is not None and all(name != record.CONTENT_TYPE for name, _ in given):
+    given: Headers = []
+    if own is not None:
+        given = _own(from_json(own), OF_CLOUD)
+    if payload is not None and not any(name == record.CONTENT_TYPE for name, _ in given):
         found.append((record.CONTENT_TYPE, record.JSON))
-    return found + given
+    found += given
+    return found
 
 
 def _rfc3339(ms: int) -> bytes | None:
     """None for a year that RFC 3339 cannot write; the attribute is optional."""
+    second = _second(ms // 1000)
+    return None if second is None else b"%b.%03dZ" % (second, ms % 1000)
+
+
+@lru_cache(maxsize=64)
+def _second(since_1970: int) -> bytes | None:
+    """Events of one second share its text, which takes 5 µs to write."""
     try:
-        return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%S").encode() + b".%03dZ" % (
-            ms % 1000
-        )
+        return datetime.fromtimestamp(since_1970, UTC).strftime("%Y-%m-%dT%H:%M:%S").encode()
     except (ValueError, OverflowError, OSError):
         return None
 

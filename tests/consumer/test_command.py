@@ -61,7 +61,8 @@ def answer(port: int, path: str) -> tuple[int, str]:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as found:
             return found.status, found.read().decode()
     except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
+        with error:  # it holds the connection
+            return error.code, error.read().decode()
     except OSError:
         return 0, ""
 
@@ -114,8 +115,10 @@ def test_a_pipe_is_run_and_answers_probes_and_prometheus_with_a_state_beside_it(
     ],
 )
 def test_what_cannot_be_run_is_refused_by_name(
-    piped: Piped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
 ) -> None:
+    module = MODULE.format(bootstrap="127.0.0.1:1", group="g", source="from", to="to")
+    (tmp_path / "shop_totals.py").write_text(module)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "shop_totals", raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
