@@ -228,7 +228,9 @@ class Campaign:
             return False
         broker = self._random.choice(self._servers.kafka.brokers)
         broker.kill()
-        self._down.append((time.monotonic() + self._random.uniform(1, 5), broker.launch))
+        # Mostly back at once; sometimes gone for so long that nobody may have to wait for it.
+        away = self._random.choice([1.0, 3.0, 5.0, 25.0])
+        self._down.append((time.monotonic() + away, broker.launch))
         return True
 
     def _freeze_broker(self) -> bool:
