@@ -124,8 +124,8 @@ class Campaign:
             "brokers frozen": (1, self._freeze_broker),
         }
         if protocol == STATIC:
-            # A coordinator that wakes up after another took over knows older members by these names, and fences
-            # the right ones: their processes end, and whoever watches over them starts them again.
+            # A coordinator that wakes up after another took over has older members of these names and fences
+            # the new: their processes end, and whoever watches over them starts them again.
             del self._attacks["brokers frozen"]
 
     def run(self, seconds: float) -> Verdict:
