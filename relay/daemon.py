@@ -128,7 +128,7 @@ class Relay:
         for number in tuple(self._leases.mine):
             self._leases.release(number)  # taken while we were told to stop, so nobody carries it
         for actor in self._chores:
-            actor.close()
+            actor.connection.close()
         self._reach.close()
         self._leases.farewell()
 
@@ -239,7 +239,7 @@ class Relay:
                     self._news.sleep(min(self._config.lease.total_seconds() / RENEWALS, HEARTBEAT))
             for thread, actor in zip(beside, self._chores, strict=True):
                 thread.join(1.0)
-                actor.break_off()  # what it asked for happens or not, whether or not we hear of it
+                actor.connection.break_off()  # what it asked for happens or not, whether or not we hear of it
                 thread.join()
             self._report.ended = True
             self.close()
@@ -294,15 +294,11 @@ class Relay:
         wait = self._config.stop_timeout.total_seconds() + LATE
         while not self._ended.sleep(wait):
             log.warning("the database does not answer; its connections are broken off in order to stop")
-            shards = [carrier.shard for carrier in tuple(self._carriers.values())]
-            waits: tuple[Shard | Leases | Ring | Ends | Mover | Backlog, ...] = (
-                *shards,
-                self._leases,
-                *self._chores,
-                self._ends,
-            )
-            for waiting in waits:
-                waiting.break_off()
+            for carrier in tuple(self._carriers.values()):
+                carrier.shard.break_off()
+            self._leases.break_off()
+            for actor in (*self._chores, self._ends):
+                actor.connection.break_off()
             wait = 1.0
 
     def _turn_ring(self) -> float:

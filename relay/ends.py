@@ -16,7 +16,8 @@ from confluent_kafka import KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from relay import database
-from relay.database import Connection, Database, OutcomeUnknown
+from relay.database import Database, OutcomeUnknown
+from relay.own_connection import OwnConnection
 from relay.producers.properties import connection_only
 
 log = logging.getLogger("relay.ends")
@@ -45,9 +46,8 @@ class Ends:
     """Notes ends on a connection for the moment; a failure only makes a later look longer."""
 
     def __init__(self, where: Database, *, properties: Mapping[str, Any]) -> None:
-        self._database = where
+        self.connection = OwnConnection(where, "ends")
         self._properties = connection_only(properties)
-        self._connection: Connection | None = None
         self._next = 0.0
 
     def run_once(self) -> int:
@@ -56,27 +56,17 @@ class Ends:
             return 0
         self._next = time.monotonic() + EVERY.total_seconds()
         try:
-            self._connection = self._database.connect("ends")
-            due = database.execute(self._connection, DUE).fetchall()
+            connection = self.connection.open()
+            due = database.execute(connection, DUE).fetchall()
             for topic, ends in self._read(dict(due)).items():
                 values = {"topic": topic, "ends": ends}
-                database.execute(self._connection, NOTE, values)
+                database.execute(connection, NOTE, values)
             return len(due)
         except (OutcomeUnknown, psycopg.OperationalError, KafkaException) as error:
             log.debug("no ends noted: %s", error)
             return 0
         finally:
-            self.close()
-
-    def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
-    def break_off(self) -> None:
-        """From another thread: end whatever waits for the database."""
-        if self._connection is not None:
-            database.break_off(self._connection)
+            self.connection.close()
 
     def _read(self, topics: dict[str, int]) -> dict[str, list[int]]:
         if not topics:

@@ -14,6 +14,7 @@ import psycopg
 from outbox import hooks
 from relay import database, points
 from relay.database import Connection, Database, OutcomeUnknown
+from relay.own_connection import OwnConnection
 
 log = logging.getLogger("relay.mover")
 
@@ -53,8 +54,7 @@ class Mover:
     """Moves what is due, on a connection of its own."""
 
     def __init__(self, where: Database) -> None:
-        self._database = where
-        self._connection: Connection | None = None
+        self.connection = OwnConnection(where, "mover")
         self._scheduled: int | None = None
         self._busy_until = 0.0
 
@@ -64,22 +64,11 @@ class Mover:
         Raises SchemaError when a table, function or right is missing.
         """
         try:
-            self._connection = self._connection or self._database.connect("mover")
-            return self._move(self._connection)
+            return self._move(self.connection.open())
         except (OutcomeUnknown, psycopg.OperationalError) as error:
             log.debug("no scheduled event moved for certain: %s", error)
-            self.close()
+            self.connection.close()
             return Moved(0, BUSY.total_seconds())
-
-    def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
-    def break_off(self) -> None:
-        """From another thread: end whatever waits for the database."""
-        if self._connection is not None:
-            database.break_off(self._connection)
 
     def _move(self, connection: Connection) -> Moved:
         found = database.execute(connection, LOOK).fetchone()

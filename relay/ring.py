@@ -14,6 +14,7 @@ from outbox import hooks
 from outbox.storage import bucket, ring
 from relay import database, guards
 from relay.database import Connection, Database, OutcomeUnknown
+from relay.own_connection import OwnConnection
 
 log = logging.getLogger("relay.ring")
 
@@ -67,33 +68,21 @@ class Ring:
     """Truncates leaves on a connection of its own. Published rows stay readable for `retention`."""
 
     def __init__(self, where: Database, *, retention: timedelta) -> None:
-        self._database = where
+        self.connection = OwnConnection(where, "ring")
         self._retention = retention
-        self._connection: Connection | None = None
 
     def run_once(self) -> list[str]:
         """Truncate every leaf that may go; returns their names. One that may not is tried again later."""
         try:
-            self._connection = self._connection or self._database.connect("ring")
-            quiet = database.execute(
-                self._connection, QUIET, {"retention": self._retention.total_seconds()}
-            ).fetchall()
-            database.execute(self._connection, SWEEP)
-            return [leaf for (slot,) in quiet if self._truncate(self._connection, leaf := ring.leaf(slot))]
+            connection = self.connection.open()
+            retention = {"retention": self._retention.total_seconds()}
+            quiet = database.execute(connection, QUIET, retention).fetchall()
+            database.execute(connection, SWEEP)
+            return [leaf for (slot,) in quiet if self._truncate(connection, leaf := ring.leaf(slot))]
         except (OutcomeUnknown, psycopg.OperationalError) as error:
             log.debug("no leaf truncated: %s", error)
-            self.close()
+            self.connection.close()
             return []
-
-    def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
-    def break_off(self) -> None:
-        """From another thread: end whatever waits for the database."""
-        if self._connection is not None:
-            database.break_off(self._connection)
 
     def _truncate(self, connection: Connection, leaf: str) -> bool:
         if database.execute(connection, FILLED.format(leaf=leaf)).fetchone() == (False,):

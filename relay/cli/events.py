@@ -1,6 +1,5 @@
 """`outbox-relay events`: look into the outbox, at what is published and still kept and at what waits."""
 
-import json
 from datetime import datetime
 from uuid import UUID
 
@@ -8,10 +7,7 @@ import click
 from sqlalchemy import text
 
 from outbox.storage import bucket, ddl
-from relay.cli import options
-from relay.cli.parked import readable
-
-TIME = click.DateTime(["%Y-%m-%dT%H:%M:%S%z", "%Y-%m-%dT%H:%M%z", "%Y-%m-%d %H:%M:%S%z"])
+from relay.cli import options, shown
 
 _STATE = """
 CASE WHEN p.parked IS NOT NULL THEN CASE p.state WHEN 'failed' THEN 'parked' ELSE 'held' END
@@ -108,8 +104,8 @@ def events() -> None:
 @click.option("--type", "type_", help="Only of this type (order.placed.v1).")
 @click.option("--key", help="Only of this key, the aggregate's id.")
 @click.option("--topic", help="Only for this topic.")
-@click.option("--since", type=TIME, help="Events that occurred at this time or later, with its zone.")
-@click.option("--until", type=TIME, help="Events that occurred before this time.")
+@click.option("--since", type=options.TIME, help="Events that occurred at this time or later, with its zone.")
+@click.option("--until", type=options.TIME, help="Events that occurred before this time.")
 @click.option("--pending", is_flag=True, help="Only what Kafka has not acknowledged, the oldest first.")
 @click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="How many at most.")
 def list_(
@@ -170,11 +166,4 @@ def show(database_url: str | None, as_json_: bool, id_: UUID) -> None:
             err=True,
         )
         raise SystemExit(1)
-    found = dict(row._mapping)
-    found["payload"] = readable(found["payload"])
-    if as_json_:
-        options.echo_json(found)
-        return
-    for name, value in found.items():
-        if value is not None:
-            click.echo(f"{name}: {json.dumps(value) if isinstance(value, dict) else value}")
+    shown.show(dict(row._mapping), as_json=as_json_)

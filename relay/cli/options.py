@@ -23,6 +23,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 FILE = Path("outbox-relay.toml")
 
+TIME = click.DateTime(["%Y-%m-%dT%H:%M:%S%z", "%Y-%m-%dT%H:%M%z", "%Y-%m-%d %H:%M:%S%z"])
+"""A moment with its zone."""
+
 
 def as_json(command: F) -> F:
     """`--json`: one JSON document on stdout and nothing else."""

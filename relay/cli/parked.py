@@ -13,7 +13,7 @@ from sqlalchemy import text
 from outbox import preflight
 from outbox.errors import OutboxError
 from outbox.storage import ddl
-from relay.cli import options
+from relay.cli import options, shown
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -123,14 +123,7 @@ def show(database_url: str | None, number: int, as_json_: bool) -> None:
         became = f"it was {gone.outcome} at {gone.settled_at}" if gone else "there never was"
         click.echo(f"no event {number} is parked: {became}", err=True)
         raise SystemExit(1)
-    found = dict(row._mapping)
-    found["payload"] = readable(found["payload"])
-    if as_json_:
-        options.echo_json(found)
-        return
-    for name, value in found.items():
-        if value is not None:
-            click.echo(f"{name}: {json.dumps(value) if isinstance(value, dict) else value}")
+    shown.show(dict(row._mapping), as_json=as_json_)
 
 
 @parked.command(epilog="Example:  outbox-relay parked edit 12 --payload mended.json --yes")
@@ -273,13 +266,3 @@ def _headers(given: str | None) -> dict[str, str] | None:
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
         raise click.BadParameter("must be one JSON object of texts", param_hint="--headers")
     return found
-
-
-def readable(payload: Any) -> str | None:
-    """A payload for a person or a JSON document: its text, or the beginning of its bytes."""
-    if payload is None:
-        return None
-    try:
-        return bytes(payload).decode()
-    except UnicodeDecodeError:
-        return f"{len(payload)} bytes, hexadecimal {bytes(payload)[:200].hex()}"

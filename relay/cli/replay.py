@@ -52,8 +52,6 @@ ORDER BY job DESC LIMIT 50
 
 CANCEL = "UPDATE outbox_job SET canceled_by = :by WHERE job = :job AND ended_at IS NULL RETURNING job"
 
-_TIME = click.DateTime(["%Y-%m-%dT%H:%M:%S%z", "%Y-%m-%dT%H:%M%z", "%Y-%m-%d %H:%M:%S%z"])
-
 
 @click.command(
     short_help="Send published events again, in order, once each.",
@@ -62,8 +60,8 @@ _TIME = click.DateTime(["%Y-%m-%dT%H:%M:%S%z", "%Y-%m-%dT%H:%M%z", "%Y-%m-%d %H:
 )
 @options.database_url
 @options.as_json
-@click.option("--since", type=_TIME, help="Events that occurred at this time or later, with its zone.")
-@click.option("--until", type=_TIME, help="Events that occurred before this time.")
+@click.option("--since", type=options.TIME, help="Events that occurred at this time or later, with its zone.")
+@click.option("--until", type=options.TIME, help="Events that occurred before this time.")
 @click.option("--topic", help="Events of this topic.")
 @click.option("--aggregate", help="Events of this key.")
 @click.option("--to", "to_topic", help="Send them to this topic instead of their own.")

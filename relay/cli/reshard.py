@@ -140,17 +140,18 @@ def _wait(url: str | None, generation: int) -> bool:
         waiting = [s for s in found if not (s["at_end"] and s["idle"])]
         now = f"{len(found) - len(waiting)} of {len(found)} shards have sent what was committed before"
         for s in waiting[:3]:
-            now += f"; shard {s['shard']}: {_who(s)}"
+            now += f"; shard {s['shard']}: waiting for {waited_for(s['owner'], s['alarm'])}"
         if now != said:
             click.echo(now, err=True)
             said = now
         time.sleep(LOOK_EVERY)
 
 
-def _who(shard: dict[str, Any]) -> str:
-    if shard["owner"] is None:
-        return "carried by no relay; start one with `outbox-relay run`"
-    return f"{shard['owner']}: {shard['alarm']}" if shard["alarm"] else f"waiting for {shard['owner']}"
+def waited_for(owner: str | None, alarm: str | None) -> str:
+    """Who has to do something about a shard, and what keeps it from that."""
+    if owner is None:
+        return "a relay; none carries it: start one with `outbox-relay run`"
+    return f"{owner}: {alarm}" if alarm else owner
 
 
 def _report(

@@ -140,17 +140,11 @@ def _wait(url: str | None, shard: int | None, timeout: float) -> None:
         now = [(s["shard"], s["owner"], s["alarm"]) for s in waiting]
         if now != said:
             for number, owner, alarm in now:
-                click.echo(f"shard {number}: waiting for {_who(owner, alarm)}", err=True)
+                click.echo(f"shard {number}: waiting for {reshard.waited_for(owner, alarm)}", err=True)
             said = now
         if time.monotonic() >= end:
             return
         time.sleep(LOOK_EVERY)
-
-
-def _who(owner: str | None, alarm: str | None) -> str:
-    if owner is None:
-        return "a relay; none carries it: start one with `outbox-relay run`"
-    return f"{owner}: {alarm}" if alarm else owner
 
 
 def _print(
@@ -162,7 +156,7 @@ def _print(
         elif s["mode"] == mode:
             change = "done"
         else:
-            change = f"not changed yet; waiting for {_who(s['owner'], s['alarm'])}"
+            change = f"not changed yet; waiting for {reshard.waited_for(s['owner'], s['alarm'])}"
         click.echo(f"shard {s['shard']}: {s['mode']}, {change}")
     if silent and mode == "transactional":
         click.echo(

@@ -16,7 +16,8 @@ import psycopg
 from outbox.errors import OutboxError
 from outbox.storage import bucket
 from relay import database
-from relay.database import Connection, Database, OutcomeUnknown
+from relay.database import Database, OutcomeUnknown
+from relay.own_connection import OwnConnection
 
 log = logging.getLogger("relay.backlog")
 
@@ -144,9 +145,8 @@ class Backlog:
     """
 
     def __init__(self, where: Database, *, limit: timedelta) -> None:
-        self._database = where
+        self.connection = OwnConnection(where, "backlog", answer_within=ANSWER_WITHIN)
         self._limit = limit.total_seconds()
-        self._connection: Connection | None = None
         self.shards: tuple[ShardBacklog, ...] | None = None
         """The last survey; None while the database does not answer."""
 
@@ -166,21 +166,9 @@ class Backlog:
         except (OutcomeUnknown, OutboxError, psycopg.OperationalError) as error:
             log.debug("no survey: %s", error)
             self.shards = None
-            self.close()
+            self.connection.close()
             return EVERY
 
-    def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
-    def break_off(self) -> None:
-        """From another thread: end whatever waits for the database."""
-        if self._connection is not None:
-            database.break_off(self._connection)
-
     def _survey(self) -> tuple[ShardBacklog, ...]:
-        if self._connection is None:
-            self._connection = self._database.connect("backlog", answer_within=ANSWER_WITHIN)
-        connection = self._connection
+        connection = self.connection.open()
         return survey(lambda statement, values: database.execute(connection, statement, values).fetchall())

@@ -37,7 +37,7 @@ def quiet_slot(engine: Engine) -> int:
 def turner(database: str) -> Iterator[Ring]:
     made = Ring(Database(database), retention=NOW)
     yield made
-    made.close()
+    made.connection.close()
 
 
 def insert(connection: Session, slot: int, key: str | None = "k") -> None:
@@ -139,7 +139,7 @@ def test_the_check_sees_what_the_lock_waited_for_even_where_repeatable_read_is_t
     late.commit()
     session.execute("ALTER ROLE CURRENT_USER SET default_transaction_isolation = 'repeatable read'")
     try:
-        turner.close()
+        turner.connection.close()
         assert turner.run_once() == []
     finally:
         session.execute("ALTER ROLE CURRENT_USER RESET default_transaction_isolation")
@@ -156,5 +156,5 @@ def test_published_events_stay_readable_for_the_retention(
     try:
         assert patient.run_once() == []
     finally:
-        patient.close()
+        patient.connection.close()
     assert rows(session) == 1

@@ -115,7 +115,7 @@ def turn_the_ring(here: Here) -> list[str]:
     try:
         return turning.run_once()
     finally:
-        turning.close()
+        turning.connection.close()
 
 
 def _without_guard() -> str:

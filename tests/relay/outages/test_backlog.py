@@ -26,7 +26,7 @@ SELECT count(*) / 2 FROM outbox_event e, outbox_shard s WHERE s.shard = %(shard)
 def survey(database: str) -> Iterator[Backlog]:
     survey = Backlog(Database(database), limit=timedelta(seconds=10))
     yield survey
-    survey.close()
+    survey.connection.close()
 
 
 @pytest.fixture

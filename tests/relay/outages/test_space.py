@@ -52,7 +52,7 @@ def test_a_ring_that_is_full_of_needed_events_only_postpones(database: str, writ
     assert len(given_back) >= leaves.LEAVES - 2, "all but the leaf of now, and its neighbour at the turn"
     left = count(writer, "SELECT count(DISTINCT slot) FROM outbox_event")
     assert left == leaves.LEAVES - len(given_back)
-    ring.close()
+    ring.connection.close()
 
 
 def test_thousands_of_events_leave_no_dead_row_and_no_swollen_one(database: str, writer: Session) -> None:

@@ -167,7 +167,7 @@ def test_no_leaf_is_truncated_while_a_replay_has_not_ended(
     operate("replay", "--cancel", 1)
     scene.session.execute("UPDATE outbox_job SET ended_at = now()")
     assert len(ring.run_once()) == 1
-    ring.close()
+    ring.connection.close()
 
 
 def test_canceled_it_ends_and_says_so(scene: Scene, start: StartRelay, operate: Operate) -> None:

@@ -183,7 +183,7 @@ class Campaign:
             while not done.is_set():
                 rest = actor.run_once().rest
                 done.wait(min(rest, chance.uniform(0, 0.02)))
-            actor.close()
+            actor.connection.close()
 
         return move
 

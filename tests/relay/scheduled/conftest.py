@@ -47,7 +47,7 @@ def another(database: str) -> Iterator[Callable[[], Mover]]:
 
     yield make
     for mover in made:
-        mover.close()
+        mover.connection.close()
 
 
 @pytest.fixture
