@@ -30,7 +30,8 @@ class PartitionHealth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemberHealth:
-    """One thread. applied: records whose results it stored. trouble: what servers withhold at the moment.
+    """One thread. applied: records whose results it stored. discarded: parked ones that an operator did not
+    want, and that it put away. trouble: what servers withhold at the moment.
     client: what its Kafka client says of itself."""
 
     alive: bool
@@ -38,6 +39,7 @@ class MemberHealth:
     trouble: tuple[str, ...]
     partitions: tuple[PartitionHealth, ...]
     client: ClientFigures = field(default_factory=ClientFigures)
+    discarded: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -94,8 +94,7 @@ class Member:
         self._ring = InboxRing(setup.database, setup.group, self._inbox, admin_properties(setup.properties))
         self._identities = setup.new_identities(admin_properties(setup.properties))
         self._failure: Exception | None = None
-        self._applied = 0
-        self._deaths = 0
+        self._applied = self._discarded = self._deaths = 0
         self._reach, self._death = Reach(setup.group, number, self._failed), Notice()
         wait = setup.settings.batch_wait
         self._linger = None if wait is None else wait.total_seconds()
@@ -210,7 +209,7 @@ class Member:
             drained = self._intake.poll(self._patience(timeout))
             self._raise_failure()
             done = self._run_ready(drained)
-            self._applied += self._redrive.run_once(self._assignment.partitions.values())
+            self._redrive.run_once(self._assignment.partitions.values())
             self._work.give_back(self._assignment.partitions.values())
             if self._vigil.tick() or done:
                 self._death.over("the new Kafka client works")
@@ -253,8 +252,9 @@ class Member:
         """Leave the group. Whatever was polled and not committed is read again by whoever comes next."""
         self.alive = False
         self._run_up.close()
-        self._applied += self._work.applied
-        self._work.applied = 0
+        self._applied += self._work.applied + self._redrive.applied
+        self._discarded += self._redrive.discarded
+        self._work.applied = self._redrive.applied = self._redrive.discarded = 0
         try:
             if not self._reach.lost:
                 self._mirror.show(self._assignment.partitions.values())
@@ -276,7 +276,8 @@ class Member:
         )
         return MemberHealth(
             alive=self.alive,
-            applied=self._applied + self._work.applied,
+            applied=self._applied + self._work.applied + self._redrive.applied,
+            discarded=self._discarded + self._redrive.discarded,
             trouble=tuple(notice.text for notice in notices if notice.text is not None),
             partitions=tuple(
                 of_partition(p, self._setup.settings.stuck_after)

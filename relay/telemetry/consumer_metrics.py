@@ -24,6 +24,9 @@ def _of_members(health: Health) -> Iterable[Family]:
     applied = Family(
         "outbox_consumer_applied_records_total", "counter", "Records whose results this member stored."
     )
+    discarded = Family(
+        "outbox_consumer_discarded_records_total", "counter", "Parked records put away as nobody wants them."
+    )
     errors = Family(
         "outbox_consumer_client_errors_total", "counter", "Errors that the Kafka client told of, by name."
     )
@@ -40,13 +43,14 @@ def _of_members(health: Health) -> Iterable[Family]:
         alive.add(member.alive, **labels)
         trouble.add(len(member.trouble), **labels)
         applied.add(member.applied, **labels)
+        discarded.add(member.discarded, **labels)
         for name, count in sorted(member.client.errors.items()):
             errors.add(count, **labels, error=name)
         rebalances.add(member.client.rebalances, **labels)
         brokers.add(member.client.brokers_up, **labels)
         queued.add(member.client.queued, **labels)
         received.add(member.client.received_bytes, **labels)
-    return [alive, trouble, applied, errors, rebalances, brokers, queued, received]
+    return [alive, trouble, applied, discarded, errors, rebalances, brokers, queued, received]
 
 
 def _of_partitions(health: Health) -> Iterable[Family]:

@@ -130,6 +130,8 @@ def test_a_discarded_record_stays_with_its_reason_and_the_next_goes_on(keyed: Ke
         eventually(lambda: keyed.counted() == 2)
         keyed.discard(0)
         eventually(lambda: keyed.counted() == 0)
+        (member,) = keyed.consumer.health().members
+        assert (member.applied, member.discarded) == (1, 2)
     assert keyed.stage.effects() == ["a:3"]
     assert keyed.stage.rows("""
         SELECT record_offset, reason, wished_by FROM consumer_parked ORDER BY record_offset""") == [

@@ -89,13 +89,19 @@ WHERE grp = :grp AND topic = :topic AND partition = :partition AND tried_offset 
 
 @dataclass(slots=True)
 class Redrive:
-    """Carries out wishes for one member's partitions. Belongs to the member's thread."""
+    """Carries out wishes for one member's partitions. Belongs to the member's thread.
+
+    applied, discarded: how many records left the parking because a handler took them, and because nobody
+    wants them.
+    """
 
     database: Database
     sieve: Sieve
     limit: TimeLimit
     idle: str
     attempts: int
+    applied: int = 0
+    discarded: int = 0
     _due: float = 0.0
     _failures: int = 0
     _rests: dict[tuple[str, int], float] = field(default_factory=dict)
@@ -195,7 +201,10 @@ class Redrive:
             self._failed(connection, one | fence, error)
             return False
         partition.parked -= 1
-        point = "consumer.discarded" if row.wish == "discard" else "consumer.released"
+        discarded = row.wish == "discard"
+        self.discarded += discarded
+        self.applied += not discarded
+        point = "consumer.discarded" if discarded else "consumer.released"
         hooks.fire(
             point, group=claim.group, topic=claim.topic, partition=partition.number, offset=row.record_offset
         )
