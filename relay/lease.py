@@ -15,9 +15,9 @@ from typing import Any
 import psycopg
 
 from outbox.errors import OutboxError
+from outbox.notice import Notice
 from relay import database, guards
 from relay.database import Connection, Database, OutcomeUnknown
-from relay.loop import Complaint
 from relay.namesake import SILENT, Namesake
 from relay.share import Reaching, Share, share
 
@@ -119,7 +119,7 @@ class Leases:
         self._reaching = reaching
         self._namesake = Namesake(owner)
         self._connection: Connection | None = None
-        self._complaint = Complaint(log)
+        self._notice = Notice(log)
         self.mine: dict[int, Lease] = {}
         self.leads = False
         """Do we hold the first shard? Then what one relay should do for all is ours."""
@@ -143,10 +143,10 @@ class Leases:
             self._disconnect()
             self.trouble = f"database {self._database}: {error}"
             if not self.held:
-                self._complaint.say(self.trouble)
+                self._notice.trouble(self.trouble)
             return NOTHING
         self.trouble = None
-        self._complaint.settled()
+        self._notice.over()
         return wanted
 
     def release(self, shard: int) -> None:

@@ -1,15 +1,11 @@
-"""Looping, sleeping, complaining and stopping: here and nowhere else."""
+"""Looping, sleeping and stopping: here and nowhere else."""
 
-import logging
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 from types import FrameType
-
-REPEAT_COMPLAINT = 30.0
 
 
 class Bell:
@@ -70,28 +66,3 @@ def stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-class Complaint:
-    """Says what is wrong once when it starts, every half minute while it lasts, and when it is over."""
-
-    def __init__(self, log: logging.Logger) -> None:
-        self._log = log
-        self._last: str | None = None
-        self._said: dict[str, float] = {}
-
-    def say(self, what: str, *, level: int = logging.WARNING, because: BaseException | None = None) -> None:
-        """`because`: shown with its traceback."""
-        now = time.monotonic()
-        # Two that take turns are each said once, not at every turn.
-        self._said = {said: at for said, at in self._said.items() if now - at < REPEAT_COMPLAINT}
-        if what not in self._said:
-            self._log.log(level, "%s", what, exc_info=because)
-            self._said[what] = now
-        self._last = what
-
-    def settled(self) -> None:
-        if self._last is not None:
-            self._log.info("going on: no longer true that %s", self._last)
-            self._last = None
-            self._said.clear()

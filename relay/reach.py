@@ -14,7 +14,7 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, DescribeClusterResult
 
-from relay.loop import Complaint
+from outbox.notice import Notice
 from relay.producers.properties import checked, connection_only
 from relay.share import Reaching
 
@@ -53,7 +53,7 @@ class Reach:
         self._answered_at: float | None = None
         self._said: KafkaError | None = None
         self._why: str | None = None
-        self._complaint = Complaint(log)
+        self._notice = Notice(log)
 
     @property
     def reaching(self) -> Reaching:
@@ -98,9 +98,9 @@ class Reach:
     def complain(self) -> None:
         """Say in the log what keeps us from the brokers: nothing else says it while we carry no shard."""
         if self.trouble is not None:
-            self._complaint.say(self.trouble)
+            self._notice.trouble(self.trouble)
         else:
-            self._complaint.settled()
+            self._notice.over()
 
     def close(self) -> None:
         self._admin = self._asked = None

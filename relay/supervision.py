@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
+from outbox.notice import Notice
 from relay.lease import Lease
-from relay.loop import Complaint
 
 log = logging.getLogger("relay.shard")
 
@@ -41,7 +41,7 @@ class Supervision:
         self.reservation: str | None = None
         self._stop_timeout = stop_timeout
         self._stop_by: float | None = None
-        self._complaint = Complaint(log)
+        self._notice = Notice(log)
         self._heard_at = 0.0
 
     def alive(self) -> bool:
@@ -76,9 +76,9 @@ class Supervision:
         trouble = self.trouble()
         alarm = trouble or self.reservation or self._behind()
         if alarm is None:
-            self._complaint.settled()
+            self._notice.over()
         else:
-            self._complaint.say(alarm)
+            self._notice.trouble(alarm)
         self.status |= {"state": "carrying" if trouble is None else "waiting", "alarm": alarm}
 
     def not_switched(self, why: str | None) -> None:
@@ -99,7 +99,7 @@ class Supervision:
         """Something is wrong and is tried again; `because` is what nobody foresaw."""
         self.status |= {"state": state, "alarm": why}
         level = logging.ERROR if state == "halted" else logging.WARNING
-        self._complaint.say(why, level=level, because=because)
+        self._notice.trouble(why, level=level, because=because)
 
 
 def _nothing() -> None:

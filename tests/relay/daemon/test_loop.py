@@ -1,13 +1,10 @@
-"""A bell wakes its sleeper from anywhere, a signal handler included; a complaint is made once."""
+"""A bell wakes its sleeper from anywhere, a signal handler included; a stop ends what sleeps on it."""
 
-import logging
 import signal
 import threading
 import time
 
-import pytest
-
-from relay.loop import Bell, Complaint, run
+from relay.loop import Bell, run
 
 
 def test_a_ring_ends_the_sleep_and_a_ring_before_it_is_not_lost() -> None:
@@ -55,26 +52,3 @@ def test_signals_that_interrupt_the_bell_itself_do_not_lock_it_up() -> None:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-
-
-def test_a_complaint_is_made_once_and_taken_back_once(caplog: pytest.LogCaptureFixture) -> None:
-    complaint = Complaint(logging.getLogger("somebody"))
-    with caplog.at_level(logging.INFO):
-        for _ in range(5):
-            complaint.say("it rains")
-        complaint.say("it pours")
-        complaint.settled()
-        complaint.settled()
-    assert [record.getMessage() for record in caplog.records] == [
-        "it rains",
-        "it pours",
-        "going on: no longer true that it pours",
-    ]
-
-
-def test_complaints_that_take_turns_are_each_made_once(caplog: pytest.LogCaptureFixture) -> None:
-    complaint = Complaint(logging.getLogger("somebody"))
-    for _ in range(3):
-        complaint.say("it rains")
-        complaint.say("it pours")
-    assert [record.getMessage() for record in caplog.records] == ["it rains", "it pours"]
