@@ -47,6 +47,11 @@ test-postgres: $(STAMP) ## run the database's tests on PostgreSQL VERSION=14 (to
 		tests/relay/disaster/test_rebase.py tests/relay/kafka/test_killed.py \
 		tests/consumer/test_exactly_once.py tests/consumer/test_parking.py tests/consumer/test_crash.py $(ARGS)
 
+.PHONY: test-pgbouncer
+test-pgbouncer: $(STAMP) ## run the pooler's tests behind a PgBouncer that holds prepared statements, fetched once
+	@program=$$($(BIN)/python -m outbox.testing.servers.pgbouncer_newer) && \
+		OUTBOX_PGBOUNCER="$$program" $(BIN)/python -m pytest tests/relay/pooler $(ARGS)
+
 .PHONY: torture
 torture: $(STAMP) ## torture consumers of every protocol on three brokers, ten minutes each: ARGS="--seconds 60"
 	@$(BIN)/python -m tests.consumer.torture $(ARGS)

@@ -15,10 +15,11 @@ import psycopg
 from confluent_kafka import KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
+from outbox.errors import OutboxError
 from relay import database
 from relay.database import Database, OutcomeUnknown
 from relay.own_connection import OwnConnection
-from relay.producers.properties import connection_only
+from relay.producers.properties import checked, connection_only
 
 log = logging.getLogger("relay.ends")
 
@@ -47,7 +48,7 @@ class Ends:
 
     def __init__(self, where: Database, *, properties: Mapping[str, Any]) -> None:
         self.connection = OwnConnection(where, "ends")
-        self._properties = connection_only(properties)
+        self._properties = properties
         self._next = 0.0
 
     def run_once(self) -> int:
@@ -62,7 +63,7 @@ class Ends:
                 values = {"topic": topic, "ends": ends}
                 database.execute(connection, NOTE, values)
             return len(due)
-        except (OutcomeUnknown, psycopg.OperationalError, KafkaException) as error:
+        except (OutcomeUnknown, OutboxError, psycopg.OperationalError, KafkaException) as error:
             log.debug("no ends noted: %s", error)
             return 0
         finally:
@@ -71,7 +72,7 @@ class Ends:
     def _read(self, topics: dict[str, int]) -> dict[str, list[int]]:
         if not topics:
             return {}
-        admin = AdminClient(dict(self._properties))
+        admin = AdminClient(connection_only(checked(self._properties)))
         wanted = {
             TopicPartition(topic, number): OffsetSpec.latest()  # type: ignore[no-untyped-call]
             for topic, partitions in topics.items()
@@ -79,11 +80,12 @@ class Ends:
         }
         found: dict[str, dict[int, int]] = {topic: {} for topic in topics}
         for place, answer in admin.list_offsets(wanted, request_timeout=ANSWER_WITHIN).items():
-            try:
-                found[place.topic][place.partition] = answer.result().offset
-            except KafkaException as error:
+            # Not raised: its traceback would hold this client, which goes on trying until it is collected.
+            if (error := answer.exception()) is not None:
                 log.debug("%s has no end: %s", place.topic, error)
                 found.pop(place.topic, None)
+            elif place.topic in found:
+                found[place.topic][place.partition] = answer.result().offset
         return {
             topic: [ends[number] for number in sorted(ends)]
             for topic, ends in found.items()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError
 from confluent_kafka.admin import AdminClient, DescribeClusterResult
 
 from outbox.notice import Notice
@@ -106,15 +106,14 @@ class Reach:
         self._admin = self._asked = None
 
     def _take(self, answer: "Future[DescribeClusterResult]") -> bool:
-        try:
-            answer.result()
-        except KafkaException as error:
-            because = self._said or error.args[0]
-            where = self._properties.get("bootstrap.servers")
-            self._why = f"no broker answers at {where}: {because.str().partition(' (after ')[0]}"
-            return False
-        self._answered_at, self._said, self._why = time.monotonic(), None, None
-        return True
+        """Was it an answer? An error is not raised: its traceback would hold the client that is let go."""
+        error = answer.exception()
+        if error is None:
+            self._answered_at, self._said, self._why = time.monotonic(), None, None
+            return True
+        because = (self._said.str() if self._said else str(error)).partition(" (after ")[0]
+        self._why = f"no broker answers at {self._properties.get('bootstrap.servers')}: {because}"
+        return False
 
     def _complained(self, error: KafkaError) -> None:
         if error.code() != KafkaError._ALL_BROKERS_DOWN:

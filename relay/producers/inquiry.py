@@ -206,7 +206,11 @@ class Inquiry:
         until = math.inf
         while True:
             try:
-                return future.result(0.1)
+                error = future.exception(0.1)
+                if error is None:
+                    return future.result()
+                # Not the one that the future holds: its traceback would hold the client that was asked.
+                raise KafkaException(*error.args) if isinstance(error, KafkaException) else error
             except TimeoutError:
                 if self.stopping():
                     until = min(until, time.monotonic() + HURRIED)

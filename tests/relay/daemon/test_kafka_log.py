@@ -1,13 +1,19 @@
 """An outage is told in a few lines, however often the client tries."""
 
+import gc
 import logging
 import time
+import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from confluent_kafka import KafkaException, Producer
+from confluent_kafka.admin import AdminClient
 
 from outbox import kafka_log
+from relay.database import Database
+from relay.ends import Ends
 from relay.producers.properties import checked
 
 REFUSED = "FAIL [outbox-relay#producer-%d] %s failed: Connection refused (after %dms in state CONNECT%s)"
@@ -60,3 +66,25 @@ def test_a_client_without_a_broker_fills_no_log(caplog: pytest.LogCaptureFixture
         client.list_topics(timeout=2)
     client.poll(0)
     assert 0 < len(caplog.messages) < 5
+
+
+def test_who_asked_in_vain_where_partitions_end_leaves_no_client_that_tries_on(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    made: list[weakref.ref[AdminClient]] = []
+
+    class Watched(AdminClient):
+        def __init__(self, properties: dict[str, Any]) -> None:
+            super().__init__(properties)
+            made.append(weakref.ref(self))
+
+    monkeypatch.setattr("relay.ends.AdminClient", Watched)
+    monkeypatch.setattr("relay.ends.ANSWER_WITHIN", 0.3)
+    ends = Ends(Database("postgresql://127.0.0.1:1/nowhere"), properties={"bootstrap.servers": "127.0.0.1:1"})
+    gc.disable()
+    try:
+        assert ends._read({"orders": 2}) == {}
+        assert [client() for client in made] == [None]
+    finally:
+        gc.enable()
+    assert "FAIL" not in capfd.readouterr().err, "its log goes where everything goes"

@@ -35,7 +35,7 @@ class Strain:
         share = (cpu(self.relay.pid) - self._cpu) / (time.monotonic() - self._began)
         return f"{share:.1%} of a core, {self.relay.log.count(chr(10)) - self._lines} lines"
 
-    def faults(self, *, core: float = 0.15, growth: int = 25, lines: float = 2.0) -> list[str]:
+    def faults(self, *, core: float = 0.15, growth: int = 25, lines: float = 0.5) -> list[str]:
         """What is more than it may be: share of a core, MB more than at first, log lines a second."""
         passed = time.monotonic() - self._began
         share = (cpu(self.relay.pid) - self._cpu) / passed

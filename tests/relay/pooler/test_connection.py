@@ -90,7 +90,7 @@ def test_a_pooler_that_holds_prepared_statements_gets_them(postgres: PostgresSer
     settings = {"default_pool_size": "1"}
     with start_pgbouncer(postgres.url, settings) as pooler:
         if pooler.version < (1, 21):
-            raise ServerUnavailable("pgbouncer-1.21", "PgBouncer 1.21 or newer; name one in OUTBOX_PGBOUNCER")
+            raise ServerUnavailable("pgbouncer-1.21", "PgBouncer 1.21 or newer: make test-pgbouncer")
     with start_pgbouncer(postgres.url, {**settings, "max_prepared_statements": "50"}) as pooler:
         where = Database(pooler.through(database), prepared=True)
         with closing(where.connect("test")) as one, closing(where.connect("test")) as other:
