@@ -31,7 +31,8 @@ WITH living AS (
         alive_until = excluded.alive_until, stopped_at = NULL
     WHERE coalesce(outbox_relay.state->>'process', %(process)s) = %(process)s
        OR outbox_relay.stopped_at IS NOT NULL
-       OR outbox_relay.heartbeat < clock_timestamp() - %(silent)s::interval
+       OR outbox_relay.heartbeat NOT BETWEEN clock_timestamp() - %(silent)s::interval
+                                         AND clock_timestamp() + %(silent)s::interval
     RETURNING instance
 ), renewed AS (
     UPDATE outbox_lease SET lease_until = clock_timestamp() + %(lease)s::interval

@@ -123,6 +123,8 @@ def test_a_restarted_relay_of_the_same_name_has_its_shards_back_without_waiting_
     assert tended(again, rounds=4) == [0], "whether the first one still lives is not known yet"
     writer.execute(LATER)
     assert tended(again, rounds=1) == [2]
+    writer.execute("UPDATE outbox_relay SET heartbeat = heartbeat + interval '1 hour'")
+    assert tended(start("same"), rounds=1) == [2], "nor for a clock that was set back"
 
 
 def test_shards_go_to_those_who_reach_the_brokers_and_in_an_outage_nowhere(
