@@ -15,14 +15,14 @@ _VARIES = re.compile(r"#(?:producer|consumer)-\d+| \(after \d+ms.*|\d+ request\(
 
 
 class Seldom(logging.Filter):
-    """Drops a warning or error that was said less than half a minute ago."""
+    """Drops what was said less than half a minute ago, but for what is told to those who look for a fault."""
 
     def __init__(self) -> None:
         super().__init__()
         self._said: dict[str, float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.levelno < logging.WARNING:
+        if record.levelno < logging.INFO:
             return True
         what = _VARIES.sub("", record.getMessage())
         now = time.monotonic()

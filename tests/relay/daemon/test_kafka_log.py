@@ -18,6 +18,11 @@ from relay.producers.properties import checked
 
 REFUSED = "FAIL [outbox-relay#producer-%d] %s failed: Connection refused (after %dms in state CONNECT%s)"
 
+TIMED_OUT = (
+    "REQTMOUT [outbox-relay#producer-%d] k:1: Timed out ProduceRequest in flight (after %dms, timeout #%d)"
+)
+"""Of a broker that is frozen, at level INFO, every six seconds."""
+
 
 @pytest.fixture
 def logger() -> Iterator[logging.Logger]:
@@ -29,10 +34,12 @@ def logger() -> Iterator[logging.Logger]:
 def test_a_repeat_is_dropped_whatever_its_counts(
     logger: logging.Logger, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, logger.name)
     for i in range(100):
         logger.error(REFUSED, i, "k:1", i, f", {i} identical error(s) suppressed" if i else "")
         logger.error(REFUSED, i, "k:2", i, "")
-    assert len(caplog.messages) == 2
+        logger.info(TIMED_OUT, i, i, i)
+    assert len(caplog.messages) == 3
 
 
 def test_it_is_said_again_while_it_lasts(
