@@ -130,8 +130,9 @@ class Scout:
     ) -> Iterator[Chunk]:
         """The records of [first, last) in order, in chunks, some of them empty while the brokers say nothing.
 
-        Ends where `last` or the end of the log is reached. Raises KafkaException for what the brokers refuse,
-        among it a `first` that they do not have.
+        Ends where `last` or the end of the log is reached. A new leader may not know for a moment how far
+        records are safe, and shows an end before `last`: it is asked, and does not answer until it knows.
+        Raises KafkaException for what the brokers refuse, among it a `first` that they do not have.
         """
         reached, doubted = first, first
         if reached < last:
@@ -141,8 +142,12 @@ class Scout:
             ended = False
             for message in self._client.consume(size, SLICE):
                 error, offset = message.error(), message.offset()
-                if error is not None or offset is None:
-                    ended = ended or (error is not None and _ends(error))
+                if error is not None:
+                    ended = ended or (
+                        _ends(error) and ((offset or 0) >= last or self.bounds(topic, partition).end < last)
+                    )
+                elif offset is None:
+                    continue
                 elif reached == first and offset not in {first, doubted}:
                     # A first record beyond the position may come from a wrong one; believed the second time.
                     doubted = offset
