@@ -169,6 +169,9 @@ class Work:
 
     def _leave(self, partition: Partition, reason: str, wait: float) -> None:
         log.warning("%s[%s]: %s; claiming it again", partition.topic, partition.number, reason)
+        # Also one that stood still: without a claim nobody would carry out what is wished for its parked
+        # records. What stopped it stops it again, if it is still there.
+        partition.stopped = False
         partition.release(reason, wait)
         self._assignment.pause(partition)
 

@@ -209,6 +209,24 @@ def test_too_many_parked_records_stop_the_partition_with_nothing_skipped(
     assert keyed.stage.effects() == ["a1:1", "b:1"]
 
 
+def test_a_stopped_partition_whose_claim_was_lost_is_claimed_again_and_carries_out_wishes(
+    build: StageFactory, seen: Witness
+) -> None:
+    keyed = Keyed(build(partitions=1), max_parked=3)
+    keyed.bad |= {f"a{n}:1": Reject("bad") for n in range(5)}
+    keyed.put(*(f"a{n}:1" for n in range(5)), "b:1")
+    with running(keyed.consumer):
+        seen.wait("consumer.stopped")
+        # A sleeper that Kafka took the partition from claims it late, and ends.
+        keyed.stage.sql("UPDATE consumer_offset SET owner_epoch = owner_epoch + 1")
+        for offset in range(3):
+            keyed.discard(offset)
+        eventually(lambda: keyed.counted() == 0)
+    with running(keyed.consumer):
+        eventually(lambda: keyed.stage.offset() == 6)
+    assert (keyed.stage.effects(), keyed.counted()) == (["b:1"], 2)
+
+
 def test_too_many_records_behind_a_poison_stop_the_partition(build: StageFactory, seen: Witness) -> None:
     keyed = Keyed(build(partitions=1), max_parked=3)
     keyed.bad["a:1"] = Reject("bad")
