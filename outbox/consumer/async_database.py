@@ -46,6 +46,11 @@ class AsyncDatabase(Database):
     def transact(self, work: Callable[[], T]) -> T:
         if self.loop is None:
             raise ConfigurationError("an AsyncConsumer works while `serve` or `run` does")
+        if self.loop is _running():
+            raise ConfigurationError(
+                "called on the consumer's own event loop, which would wait for itself; use a thread: "
+                "await asyncio.to_thread(consumer.seek, ...)"
+            )
         called = greenlet_spawn(work)
         try:
             future = asyncio.run_coroutine_threadsafe(called, self.loop)
@@ -190,6 +195,14 @@ async def _call(handler: Handler, limit: TimeLimit, session: AsyncSession, event
         raise
     if done is not None:
         refuse_unrun(handler, done)
+
+
+def _running() -> asyncio.AbstractEventLoop | None:
+    """The event loop of this thread, if one runs."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def _nothing() -> None:

@@ -352,3 +352,22 @@ def test_a_foreign_producers_repeat_is_dropped(
 
     asyncio.run(main())
     assert producer.faults() == []
+
+
+def test_moving_it_on_its_own_loop_is_refused_and_works_from_a_thread(stage: Stage) -> None:
+    """The loop would wait for a transaction that only it can run."""
+    consumer = consumer_of(stage)
+
+    @consumer.on(topic=stage.topic)
+    async def handle(session: AsyncSession, value: bytes, record: Record) -> None:
+        await store(stage, session, record)
+
+    async def main() -> None:
+        async with serving(consumer):
+            stage.send(3)
+            await until(lambda: len(stage.effects()) == 3)
+            with pytest.raises(ConfigurationError, match=r"asyncio\.to_thread"):
+                consumer.seek("beginning")
+            assert len(await asyncio.to_thread(consumer.seek, "beginning", dry_run=True)) == stage.partitions
+
+    asyncio.run(main())
