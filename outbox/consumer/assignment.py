@@ -8,8 +8,8 @@ revoke and assign, so it is tracked here and set or lifted explicitly.
 import logging
 from collections.abc import Iterable
 
+from confluent_kafka import OFFSET_END, KafkaException, TopicPartition
 from confluent_kafka import Consumer as KafkaConsumer
-from confluent_kafka import KafkaException, TopicPartition
 
 from outbox import hooks
 from outbox.consumer.partition import Partition
@@ -17,6 +17,9 @@ from outbox.consumer.partition import Partition
 log = logging.getLogger(__name__)
 
 Key = tuple[str, int]
+
+WAKE = 0.1
+"""Seconds that the brokers' answer is waited for, which takes one or two thousandths."""
 
 
 class Assignment:
@@ -28,9 +31,11 @@ class Assignment:
         self._client = client
         self._incremental = incremental
         self._paused: set[Key] = set()
+        self._asleep = False
 
     def add(self, added: Iterable[Partition]) -> None:
         """Answer an assignment: those claimed are read from their offset, the others stand paused."""
+        self._asleep = True
         given = list(added)
         for partition in given:
             self.partitions[partition.key] = partition
@@ -43,6 +48,7 @@ class Assignment:
 
     def remove(self, keys: Iterable[Key]) -> list[Partition]:
         """Forget what was revoked or lost; the client's own default takes it from its assignment."""
+        self._asleep = True
         gone = [self.partitions.pop(key) for key in list(keys) if key in self.partitions]
         for partition in gone:
             self._lift(partition)
@@ -100,7 +106,25 @@ class Assignment:
         if partition.key in self._paused:
             self._client.resume([TopicPartition(*partition.key)])
             self._paused.discard(partition.key)
+            self._asleep = True
             partition.fresh = True  # the client positions itself anew
+
+    def wake(self) -> None:
+        """Let the client fetch at once after a rebalance, or what was resumed.
+
+        During a rebalance librdkafka (2.16) pauses all partitions, also those that stay. If its fetch under
+        way ends meanwhile, the thread that talks to that broker goes to sleep, for a second if nothing wakes
+        it; resuming does not. A question to the partitions' leaders does, and so does its answer.
+        """
+        if not self._asleep:
+            return
+        self._asleep = False
+        places = [TopicPartition(*key, OFFSET_END) for key in self.partitions if key not in self._paused]
+        if places:
+            try:
+                self._client.offsets_for_times(places, timeout=WAKE)
+            except KafkaException as error:
+                log.debug("no answer that wakes the Kafka client: %s", describe(error))
 
     def _settle(self, partition: Partition) -> None:
         if partition.stopped:

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient
 
+from outbox.consumer.told import UNKNOWN
+
 MOCK = "mockCluster"
 """How librdkafka's mock clusters name themselves. They cannot describe topics, so ids stay unknown there."""
 
@@ -123,10 +125,9 @@ class BrokerIdentities:
         return dict(self._admin.describe_topics(TopicCollection(names), request_timeout=QUICKLY))
 
     def _touch(self, name: str) -> Future[Any]:
-        """A mock cluster makes a topic when somebody asks for it by name."""
-        self._admin.list_topics(name, timeout=self._timeout)
+        """A mock cluster makes a topic when somebody asks for it by name, and gives it no id."""
         future: Future[Any] = Future()
-        future.set_result(None)
+        future.set_result(self._admin.list_topics(name, timeout=self._timeout).topics[name])
         return future
 
     def _collect(
@@ -144,12 +145,10 @@ class BrokerIdentities:
                 elif patient and code != KafkaError.TOPIC_AUTHORIZATION_FAILED:
                     raise
                 continue
-            if described is None:
-                found[topic] = TopicIdentity(self._cluster_id, None)
-            else:
-                found[topic] = TopicIdentity(
-                    self._cluster_id, str(described.topic_id), len(described.partitions)
-                )
+            topic_id = str(getattr(described, "topic_id", UNKNOWN))
+            found[topic] = TopicIdentity(
+                self._cluster_id, None if topic_id == UNKNOWN else topic_id, len(described.partitions)
+            )
         return found
 
     def _result(self, future: Future[Any]) -> Any:

@@ -88,6 +88,8 @@ class Intake:
         messages = self._read(lambda: self._client.poll(timeout))
         if messages and more:
             messages += self._read(lambda: self._client.consume(self._size - 1, 0))
+        if others := self._vigil.changed():
+            messages = [message for message in messages if message.topic() not in others]
         if not messages:
             return True
         hooks.fire("consumer.polled", group=self._group, records=len(messages))
@@ -177,7 +179,7 @@ class Intake:
                 "lower batch_size or raise max.poll.interval.ms"
             )
             return
-        self._vigil.suspect(topic)
+        self._vigil.suspect()
         if code in _MISSING:
             self.notice.trouble(f"topic {topic or '?'} does not exist (any more): {error.str()}")
         elif code == KafkaError.INCONSISTENT_GROUP_PROTOCOL:

@@ -51,6 +51,7 @@ from outbox.consumer.settings import Settings, batch_time, owner
 from outbox.consumer.sift import Sieve
 from outbox.consumer.takeover import Takeover
 from outbox.consumer.time_limit import TimeLimit
+from outbox.consumer.told import Told
 from outbox.consumer.vigil import Vigil
 from outbox.consumer.work import Work
 
@@ -107,8 +108,9 @@ class Member:
         """A new Kafka client, and everything that belongs to it."""
         setup, settings = self._setup, self._setup.settings
         by_hand = self._places is not None
+        told = Told(self._properties)
         properties = {
-            **self._properties,
+            **told.properties,
             **self._reach.callbacks,
             "on_commit": self._on_commit,
         }
@@ -147,6 +149,7 @@ class Member:
             self._identities,
             mender,
             lambda: scouting(setup.properties, setup.new_client),
+            told,
             settings.identity_check,
         )
         self._intake = Intake(
@@ -207,6 +210,7 @@ class Member:
             self._follow_moves()
             self._intake.claim_due(self._takeover.claim)
             drained = self._intake.poll(self._patience(timeout))
+            self._assignment.wake()
             self._raise_failure()
             done = self._run_ready(drained)
             self._redrive.run_once(self._assignment.partitions.values())

@@ -48,10 +48,6 @@ REFUSED: dict[str, str] = {
     "logger": "the client logs to outbox.consumer.kafka; configure that logger",
 }
 
-FETCH_RESTS = 500
-"""Milliseconds, the default of fetch.error.backoff.ms: the vigil counts on a deleted topic's fetches resting
-longer than it trusts an answer about the topic's id."""
-
 _SHARED = re.compile(
     r"(bootstrap\.servers|metadata\.broker\.list|client\.(id|dns\.lookup)|(security|sasl|ssl|socket|broker|"
     r"reconnect|https|api|log|enable\.(ssl|sasl|metrics))\..*|oauth_cb|enable\.sasl.*|test\.mock\..*)"
@@ -77,7 +73,6 @@ def consumer_properties(given: Mapping[str, Any], group: str) -> dict[str, Any]:
             )
     _check_servers(given)
     _check_protocol(given)
-    _check_rest(given)
     defaults = dict(DEFAULTS)
     if _plain(given.get("group.protocol", "classic")) == "consumer":
         del defaults["partition.assignment.strategy"]
@@ -131,16 +126,6 @@ def _check_protocol(given: Mapping[str, Any]) -> None:
             f"kafka['partition.assignment.strategy']={given['partition.assignment.strategy']!r} mixes eager "
             "and cooperative, which librdkafka cannot do. To change while running, give all members "
             "group.protocol=consumer first (Kafka 4), then the other strategy; or stop them all for a moment"
-        )
-
-
-def _check_rest(given: Mapping[str, Any]) -> None:
-    rest = _plain(given.get("fetch.error.backoff.ms", FETCH_RESTS))
-    if rest.isdecimal() and int(rest) < FETCH_RESTS:
-        raise ConfigurationError(
-            f"kafka['fetch.error.backoff.ms']={rest} is refused: a topic that is deleted and made again "
-            "could be read on at the old offset before anybody notices. "
-            f"Leave it out (it is {FETCH_RESTS}) or raise it"
         )
 
 

@@ -1,10 +1,9 @@
 """Stop a partition before a record is applied at an offset that was never meant for it.
 
-A name can come to mean another topic while it is read: deleted and made again, it goes on silently at the old
-offset. Only its id tells, so the id is asked when a partition is claimed, after its first records since it
-was positioned were polled, and again and again while records flow. An answer holds for TRUST seconds: when a
-topic is deleted, the client's fetches fail, and pause for fetch.error.backoff.ms (500 ms) before they can
-succeed in a new one.
+A name can come to mean another topic while it is read: deleted and made again, it goes on silently at the
+old offset. Only its id tells. The client says by which id it fetches, and that it changed before a record of
+the new topic is polled (`told`): while that is the id of the topic that was claimed, records may be applied.
+If it does not say (brokers without ids), the brokers are asked, each time, after the records were polled.
 """
 
 import logging
@@ -27,6 +26,7 @@ from outbox.consumer.place.beginning import TIMEOUT
 from outbox.consumer.place.mend import Mender, Problem
 from outbox.consumer.place.scout import Scout
 from outbox.consumer.record import Polled
+from outbox.consumer.told import Told
 
 log = logging.getLogger(__name__)
 
@@ -34,13 +34,7 @@ _TRUNCATED, _FORK = "truncation detected", re.compile(r"broker end offset is (-?
 """How librdkafka words it; no other way tells."""
 
 AGAIN = 0.5
-"""Seconds before brokers that gave no answer are asked again."""
-
-TRUST = 0.4
-"""Seconds for which a topic that was seen to be the right one is taken for it: less than `FETCH_RESTS`."""
-
-AHEAD = 0.2
-"""Seconds after which the next question is asked without waiting, so that a flow of records never waits."""
+"""Seconds before brokers are asked again that gave no answer, or another one than the client."""
 
 
 class Vigil:
@@ -53,6 +47,7 @@ class Vigil:
         identities: Identities,
         mender: Mender,
         scouting: Callable[[], AbstractContextManager[Scout]],
+        told: Told,
         every: timedelta,
     ) -> None:
         self._client = client
@@ -60,17 +55,26 @@ class Vigil:
         self._identities = identities
         self._mender = mender
         self._scouting = scouting
+        self._told = told
         self._every = every.total_seconds()
         self._asked = 0.0
+        self._suspicion = False
         self.notice = Notice()
-        self._flowed = False
-        self._seen: dict[str, float] = {}
+
+    def changed(self) -> set[str]:
+        """Topics of which the client has begun to read another under the same name: what it returned since
+        may be of either. Their partitions are claimed again, which compares with the row."""
+        changed = self._told.changed()
+        if changed:
+            for partition in list(self._assignment.partitions.values()):
+                if partition.topic in changed and partition.claim is not None and not partition.stopped:
+                    partition.release("the client reads another topic under its name", 0.0)
+                    self._assignment.pause(partition)
+        return changed
 
     def verify(self, partitions: Sequence[Partition]) -> None:
         """Make sure, after their records were polled, that these are still the topics that were claimed."""
-        now = time.monotonic()
-        self._flowed = True
-        doubtful = [p for p in partitions if not p.verified or now - self._seen.get(p.topic, 0.0) > TRUST]
+        doubtful = [partition for partition in partitions if not self._certain(partition)]
         if not doubtful:
             return
         try:
@@ -80,31 +84,42 @@ class Vigil:
             found = {}
         else:
             self.notice.over("the brokers answer again")
-        self._compare(self._assignment.partitions.values(), found, now)
+        self._compare(self._assignment.partitions.values(), found)
         for partition in doubtful:
-            partition.verified = partition.reads() and partition.topic in found
+            # Whatever the brokers say of a topic that the client does not read: its records are another's.
+            partition.verified = (
+                partition.reads()
+                and partition.topic in found
+                and (self._told.reads(partition.topic) is None or self._certain(partition))
+            )
             if not partition.verified and partition.reads():
                 partition.due = time.monotonic() + AGAIN
+
+    def _certain(self, partition: Partition) -> bool:
+        """Does the client read the topic that was claimed? Without ids there is nothing to compare."""
+        if not partition.reads() or partition.claim is None:
+            return False
+        claimed, told = partition.claim.identity.topic_id, self._told.reads(partition.topic)
+        if claimed is not None:
+            partition.verified = told == claimed
+        return partition.verified
 
     def tick(self) -> bool:
         """Ask from time to time, never wait for the answer; True if one came."""
         partitions = self._assignment.partitions.values()
         answers = self._identities.answers()
         if answers:
-            self._compare(partitions, answers, self._asked)
+            self._compare(partitions, answers)
         now = time.monotonic()
-        due = now - self._asked >= (AHEAD if self._flowed else self._every)
+        due = now - self._asked >= (AGAIN if self._suspicion else self._every)
         if partitions and due and self._identities.ask(partition.topic for partition in partitions):
             self._asked = now
-            self._flowed = False
+            self._suspicion = False
         return bool(answers)
 
-    def suspect(self, topic: str | None) -> None:
-        """The client reported something odd: believe nothing of this topic (None: of any) before asking."""
-        if topic is None:
-            self._seen.clear()
-        else:
-            self._seen.pop(topic, None)
+    def suspect(self) -> None:
+        """The client reported something odd: ask soon which topics there are."""
+        self._suspicion = True
 
     def out_of_range(self, partition: Partition, said: str) -> None:
         """The brokers have no record at our position. Stop or go on elsewhere, as `positions` says, unless
@@ -182,11 +197,8 @@ class Vigil:
         return None
 
     def _compare(
-        self, partitions: Iterable[Partition], found: dict[str, TopicIdentity | TopicMissing], asked: float
+        self, partitions: Iterable[Partition], found: dict[str, TopicIdentity | TopicMissing]
     ) -> None:
-        for topic, identity in found.items():
-            if isinstance(identity, TopicIdentity):
-                self._seen[topic] = max(asked, self._seen.get(topic, 0.0))
         for partition in list(partitions):
             if partition.claim is None or partition.stopped or partition.topic not in found:
                 continue

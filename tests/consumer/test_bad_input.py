@@ -39,7 +39,6 @@ def consumer(kafka: dict[str, Any] | None = None, **settings: Any) -> Consumer:
         ({"enable.auto.commit": True}, "offsets live in your database"),
         ({"auto.offset.reset": "earliest"}, "events lost or applied anew"),
         ({"isolation.level": "read_uncommitted"}, "aborted Kafka transactions"),
-        ({"fetch.error.backoff.ms": 50}, "deleted and made again could be read on"),
         ({"group.id": "other"}, "Consumer(group=...)"),
         ({"bootstrap.servers": ""}, "names no server"),
         ({"bootstrap.servers": "host:port"}, "not host:port"),

@@ -166,9 +166,8 @@ def test_partitions_that_stay_go_on_while_another_member_joins(
     stage_wait = [longest_wait(stage, p, quiet, begin) for p in range(6)]
     waits = [longest_wait(stage, p, begin, end) for p in staying]
     assert epochs == [1, 1, 1], "they were neither revoked nor claimed again"
-    # In one rebalance of four the client waits fetch.error.backoff.ms, 500 ms, once or twice. The vigil over
-    # topics that are made again counts on that wait.
-    assert max(waits) <= max(stage_wait) + 1.25
+    # A client that is not woken sleeps for 0.5 to 1 s in every second rebalance.
+    assert max(waits) <= max(stage_wait) + 0.4
 
 
 def test_under_eager_every_partition_is_given_up_when_another_member_joins(

@@ -14,6 +14,7 @@ from outbox.consumer import Consumer, Record
 from outbox.consumer.batch import BatchRunner
 from outbox.consumer.identity import BrokerIdentities, TopicIdentity, TopicMissing
 from outbox.consumer.partition import Partition
+from outbox.consumer.told import Told
 from tests.consumer.conftest import StageFactory
 from tests.consumer.stage import Stage, Witness, eventually, running
 
@@ -106,7 +107,7 @@ def test_without_counting_every_offset_a_shared_transaction_does_harm(
 
 
 class Flickering(BrokerIdentities):
-    """The topic is not found, once, when one of two partitions was seen to be right a moment ago."""
+    """The topic is not found, once, when records of both partitions are about to be run."""
 
     partitions: Iterable[Partition] = ()
     flickered = False
@@ -114,15 +115,17 @@ class Flickering(BrokerIdentities):
     def look(self, topics: Iterable[str]) -> dict[str, TopicIdentity | TopicMissing]:
         found = super().look(topics)
         here = list(self.partitions)
-        if self.flickered or {p.verified for p in here if p.polled} != {True, False}:
+        if self.flickered or len([p for p in here if p.polled]) < 2:
             return found
         self.flickered = True
         return {topic: TopicMissing(topic) for topic in found}
 
 
 def test_a_topic_that_flickers_takes_its_partitions_back_and_no_consumer_down(
-    build: StageFactory, seen: Witness
+    build: StageFactory, seen: Witness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Brokers without topic ids: the client cannot tell which it reads, they are asked at every batch.
+    monkeypatch.setattr(Told, "_keep", lambda *_: None)
     stage = build(partitions=2)
     consumer = stage.recorder()
     consumer._setup = dataclasses.replace(consumer._setup, new_identities=Flickering)

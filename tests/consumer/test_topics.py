@@ -27,6 +27,22 @@ def grow(stage: Stage, kafka: KafkaServer, partitions: int) -> None:
     stage.grow(partitions)
 
 
+def test_a_group_that_begins_at_the_end_does_so_beside_a_partition_that_a_person_placed(
+    build: StageFactory,
+) -> None:
+    stage = build(partitions=2)
+    stage.send(10)
+    consumer = stage.recorder(start="latest")
+    consumer.seek("beginning", partition=0)
+    with running(consumer):
+        eventually(lambda: [stage.offset(p) for p in range(2)] == [5, 5])
+        stage.send(2, partition=1)
+        eventually(lambda: stage.offset(1) == 7)
+    assert stage.effects(0) == stage.expected(0)
+    assert stage.effects(1) == stage.expected(1)[5:]
+    assert stage.row(1).moved_why == "start=latest"
+
+
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_partition_added_while_running_is_read_from_its_beginning(
     build: StageFactory, kafka: KafkaServer, seen: Witness, protocol: str

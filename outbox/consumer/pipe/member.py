@@ -35,6 +35,7 @@ from outbox.consumer.place.scout import scouting
 from outbox.consumer.properties import admin_properties, is_incremental
 from outbox.consumer.reach import NewClient, Reach, opened
 from outbox.consumer.sift import Sieve, Sifted
+from outbox.consumer.told import Told
 from outbox.consumer.vigil import Vigil
 
 log = logging.getLogger(__name__)
@@ -91,7 +92,8 @@ class PipeMember:
     def _connect(self) -> None:
         """A new reading client, and everything that belongs to it."""
         setup, settings = self._setup, self._setup.settings
-        properties = {**setup.consumer, **self._reach.callbacks}
+        told = Told(setup.consumer)
+        properties = {**told.properties, **self._reach.callbacks}
         self._client = opened(setup.new_consumer, properties, f"group {setup.group}")
         self._assignment = Assignment(self._client, setup.group, incremental=is_incremental(properties))
         self._offsets = CommittedOffsets(self._client, setup.group, self._identities, settings.start)
@@ -101,6 +103,7 @@ class PipeMember:
             self._identities,
             Mender(group=setup.group),
             lambda: scouting(setup.consumer, setup.new_consumer),
+            told,
             settings.identity_check,
         )
         self._intake = Intake(
@@ -124,6 +127,7 @@ class PipeMember:
             if self._outflow.ready():
                 self._intake.claim_due(self._offsets.claim)
             self._intake.poll(self._patience(timeout))
+            self._assignment.wake()
             if self._failure is not None:
                 failure, self._failure = self._failure, None
                 raise failure

@@ -3,7 +3,8 @@
 A partition is found some time after it was made, and records may be in it by then: a group that begins at the
 end must not begin there again, or it would never apply them. So the first member that meets a topic writes
 down the place of every partition it has, in one transaction. A partition without a row beside others that
-have one can then only be a later one. Topics read by one pattern begin together, as one topic would.
+have one can then only be a later one, unless a person placed those. Topics read by one pattern begin
+together, as one topic would.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -55,8 +56,9 @@ def appeared_later(known: Iterable[str], began: Callable[[str], object]) -> bool
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Beginnings:
-    """Writes the first rows of one group's partitions.
-
+    """Writes the first rows of one group's partitions, also inside a callback of the client: there its
+    list_topics() would make confluent-kafka (2.16) forget the call under way, and end the process at the next
+    callback, be it a line of the log. identities: tell how many partitions a topic has.
     together: the topics that begin with a topic, itself included, and a test for those that once did.
     """
 
@@ -80,11 +82,11 @@ class Beginnings:
         ends: dict[Key, int] = {}
         if self.start != "earliest":
             identified = self._identified({topic, *topics}, topic, identity)
-            numbers = {name: self._numbers(name) for name in identified}
-            if partition not in numbers[topic]:
+            counts = {name: found.partitions or 0 for name, found in identified.items()}
+            if partition >= counts[topic]:
                 raise KafkaException(KafkaError(KafkaError._UNKNOWN_PARTITION))
             if self.start != "stop":
-                ends = {(name, n): self._start(name, n) for name in numbers for n in numbers[name]}
+                ends = {(name, n): self._start(name, n) for name in counts for n in range(counts[name])}
         self.database.transact(lambda: self._store(began, identified, first, ends))
 
     def _store(
@@ -105,10 +107,12 @@ class Beginnings:
             known = connection.scalars(KNOWN, {"grp": self.group}).all()
             ((topic, partition),) = first
             later = self.start == "earliest" or appeared_later(known, began)
-            if later and self.start == "stop":
-                # A person says where for one partition after the other, and has not yet for this one.
+            others = [name for name in known if name != topic]
+            if self.start == "stop" or (self.start != "earliest" and not appeared_later(others, began)):
+                # A person may have said where for one partition, and not yet for this one: the row counts
+                # those that were there.
                 met = connection.scalar(MET, {"grp": self.group, "topic": topic})
-                later = met is None or partition >= met
+                later = later and (met is None or partition >= met)
             if later:
                 start = self.start == "earliest"
                 why = "start=earliest" if start else "it appeared after the group began"
@@ -163,12 +167,6 @@ class Beginnings:
         if found.error is not None:
             raise KafkaException(found.error)
         return end if found.offset < 0 else found.offset
-
-    def _numbers(self, topic: str) -> list[int]:
-        found = self.client.list_topics(topic, timeout=TIMEOUT).topics[topic]
-        if found.error is not None:
-            raise KafkaException(found.error)
-        return sorted(found.partitions)
 
     def bounds(self, topic: str, partition: int) -> tuple[int, int]:
         """Its oldest offset, and its end. Raises KafkaException."""
