@@ -2,18 +2,18 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import psycopg
 
 from outbox import hooks
 from outbox.errors import ConfigurationError, Fenced, OutboxError
-from relay import database, guards, points, takeover
+from relay import database, guards, points, takeover, topics
 from relay.config import RelayConfig
 from relay.database import Connection, Database, OutcomeUnknown
 from relay.lease import Lease
-from relay.producers import Abandoned, Interrupted, Names, Producer, Producers, Refused, Unsettled
+from relay.producers import Abandoned, Interrupted, Names, Producer, Producers, Refused, Target, Unsettled
 from relay.progress import TRANSACTIONAL, Frozen, Progress, Resharded, ShardRow
 from relay.supervision import Supervision
 from relay.tenure import Did, Tenure
@@ -162,14 +162,21 @@ class Shard:
         state = row.claim()
         hooks.fire(points.CLAIMED, shard=state.shard, epoch=state.epoch)
         guards.compare_counters(connection, state)
-        if state.mode != mode or self._switched(row, state, names):
+        wrote = topics.places(connection, shard) if mode == TRANSACTIONAL else set()
+        if state.mode != mode or self._switched(row, state, names, wrote):
             return None
         failed_over = guards.failed_over(connection, here, shard) is not None
         known = state.low
         waited = bool(self._config.wait_for_standby) and self._config.standby_away == "wait"
         lossy = failed_over and not waited
         state = takeover.take_over(
-            row, state, producer, self._may_go_on, failed_over=failed_over, lossy=lossy
+            row,
+            state,
+            producer,
+            self._may_go_on,
+            wrote=wrote,
+            failed_over=failed_over,
+            lossy=lossy,
         )
         tenure = Tenure(
             self._config,
@@ -188,7 +195,7 @@ class Shard:
         )
         return tenure
 
-    def _switched(self, row: ShardRow, state: Progress, names: Names) -> bool:
+    def _switched(self, row: ShardRow, state: Progress, names: Names, wrote: Collection[Target]) -> bool:
         """Change the mode if it is wanted, possible and not refused a moment ago."""
         inside, self._inside = self._inside, None
         anew = state.mode == state.wanted_mode
@@ -198,7 +205,7 @@ class Shard:
             return False
         recording = self._producers.transactional(names)
         try:
-            takeover.switch(row, state, recording, self._may_go_on)
+            takeover.switch(row, state, recording, self._may_go_on, wrote=wrote)
         except (Interrupted, ConfigurationError) as error:
             if anew or isinstance(error, Abandoned):
                 raise

@@ -7,14 +7,14 @@ topic would be older than the record beside it whenever somebody claimed in betw
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from outbox import hooks
 from outbox.errors import Fenced, GuardViolation
 from outbox.record import Seq
 from relay import database, points
 from relay.database import Connection
-from relay.producers import Names, Producer, Recorded, RecordingProducer
+from relay.producers import Names, Producer, Recorded, RecordingProducer, Target, Unsettled
 from relay.progress import TRANSACTIONAL, Progress, ShardRow
 
 log = logging.getLogger("relay.shard")
@@ -57,11 +57,12 @@ def take_over(
     producer: Producer,
     alive: Callable[[], bool],
     *,
+    wrote: Collection[Target],
     failed_over: bool,
     lossy: bool,
 ) -> Progress:
     """The claimed row with what Kafka knows beyond it. Raises Fenced, Interrupted or GuardViolation."""
-    committed = producer.take_over(alive, known=recorded(state))
+    committed = producer.take_over(alive, known=recorded(state), wrote=wrote)
     if committed is not None:
         state = reconcile(row.read_again(state), committed, failed_over=failed_over, lossy=lossy)
         hooks.fire(points.TAKEN_OVER, shard=state.shard, low=state.low)
@@ -123,13 +124,20 @@ def switchable(state: Progress, inside: Progress | None) -> bool:
     return state.next is None or anew or stood
 
 
-def switch(row: ShardRow, state: Progress, producer: RecordingProducer, alive: Callable[[], bool]) -> None:
+def switch(
+    row: ShardRow,
+    state: Progress,
+    producer: RecordingProducer,
+    alive: Callable[[], bool],
+    *,
+    wrote: Collection[Target],
+) -> None:
     """Give a `switchable` shard its wanted mode; claim anew afterwards. After a crash it is done again."""
     assert state.wanted_mode is not None
     if state.mode == TRANSACTIONAL and state.wanted_mode != TRANSACTIONAL:
         try:
             # In the other mode nobody looks for transactions that the brokers forgot, nor makes up for them.
-            producer.take_over(alive, known=recorded(state))
+            _leave(state, producer, alive, wrote)
         except GuardViolation as lost:
             log.warning("shard %d: what its transactions left open is not known: %s", state.shard, lost)
     else:
@@ -142,6 +150,19 @@ def switch(row: ShardRow, state: Progress, producer: RecordingProducer, alive: C
     row.switch(state)
     hooks.fire(points.SWITCHED, shard=state.shard, mode=state.wanted_mode)
     log.info("shard %d: mode %s follows %s", state.shard, state.wanted_mode, state.mode)
+
+
+def _leave(
+    state: Progress, producer: RecordingProducer, alive: Callable[[], bool], wrote: Collection[Target]
+) -> None:
+    while True:
+        producer.take_over(alive, known=recorded(state), wrote=wrote)
+        try:
+            producer.leave(alive)
+            return
+        except Unsettled as unsettled:
+            if not unsettled.expected:
+                raise
 
 
 def recorded(state: Progress) -> Recorded:

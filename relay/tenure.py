@@ -183,7 +183,7 @@ class Tenure:
         """Before a clean end: write down what is acknowledged, so that a successor repeats nothing."""
         if self.state.next is None:
             return
-        if self._sent:
+        if self._sent and not self._leaves:
             self._confirm()
         elif self.state.low > self._noted_low:
             self._row.mark_low(self.state, self.state.low)
@@ -202,6 +202,8 @@ class Tenure:
         """What may only change while nothing is under way: source, settings, partition counts."""
         if self._surroundings is not None:
             self._confirm()
+            if self._transactional and self._failed_over():
+                self._producer.leave(self._may_go_on)
             self.state = guards.after_fail_over(self._connection, self._surroundings, self._row, self.state)
             self._surroundings = None
         self._change_mode(now)
@@ -345,11 +347,20 @@ class Tenure:
             if self._may_switch(time.monotonic()):
                 raise takeover.ModeWanted(self.state)
 
+    @property
+    def _leaves(self) -> bool:
+        """Is this the shard's last delta before others follow it, which nobody will look for any more?"""
+        return self._transactional and self.state.frozen
+
+    def _may_go_on(self) -> bool:
+        return self._supervision.lease.held and not self._supervision.stopping()
+
     def _idle(self, look: Look, *, slow: bool) -> float:
         """Nothing is new: do what was put off, then rest the longer the quieter it is."""
         now = time.monotonic()
         quiet = now - self._busy_at
         done = self.state.done
+        self._producer.tend(self._may_go_on)
         if self._sent:
             if quiet >= CONFIRM_AFTER:
                 self._confirm()
@@ -370,5 +381,9 @@ class Tenure:
     def _confirm(self) -> None:
         """Write down that the whole delta is acknowledged, if one is."""
         if self._sent:
+            if self._leaves:
+                self.state = self._row.read_again(self.state)
+            if self._leaves:
+                self._producer.leave(self._may_go_on)
             self.state, self._sent = self._row.confirm(self.state), False
             hooks.fire(points.CONFIRMED, shard=self.state.shard, delta=self.state.delta)

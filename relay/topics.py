@@ -12,7 +12,7 @@ from outbox.errors import Fenced
 from outbox.record import PROGRESS_TOPICS
 from relay import database
 from relay.database import Connection
-from relay.producers import TopicRefused
+from relay.producers import Target, TopicRefused
 from relay.progress import Progress
 
 log = logging.getLogger("relay.topics")
@@ -92,6 +92,12 @@ class HeldUp(UnfitTopic):
             "being changed: first outbox-relay shards set --cancel, then outbox-relay shards mode "
             "transactional",
         )
+
+
+def places(connection: Connection, shard: int) -> set[Target]:
+    """Each partition that the shard may have written to."""
+    rows = database.execute(connection, KNOWN, {"shard": shard}).fetchall()
+    return {(topic, number) for topic, partitions in rows for number in range(partitions)}
 
 
 class Topics:

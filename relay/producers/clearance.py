@@ -4,7 +4,8 @@ The progress topic itself can be such a place. Then what it hides is judged by w
 progress record, whose owner knew the earlier ones to be committed, or by the events of the transaction.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 from confluent_kafka import Producer
@@ -17,6 +18,10 @@ from relay.producers.inquiry import Inquiry
 from relay.producers.ledger import Ledger, Standing
 from relay.producers.line import Line, LineEnded
 from relay.producers.ranges import Ranges
+
+LOOK_AGAIN, AT_MOST = 1.0, 60.0
+"""Seconds until partitions that had no leader, or that only a former owner wrote to, are looked at; each time
+twice as many while one is still without (a topic that was deleted stays so for good)."""
 
 
 class Clearance:
@@ -35,15 +40,23 @@ class Clearance:
         self._unsure: set[Target] = set()
         self._suspects: set[Target] = set()
         self._complaints = 0
+        self._look_at, self._pause = 0.0, LOOK_AGAIN
 
     def caught_up(
-        self, clients: Sequence[Producer], known: Recorded | None, alive: Callable[[], bool]
+        self,
+        clients: Sequence[Producer],
+        known: Recorded | None,
+        wrote: Collection[Target],
+        alive: Callable[[], bool],
     ) -> Recorded:
         """What is committed last, once nothing of the shard hides or contradicts it. `clients` are fenced.
 
-        `known`: at least so much is, as the shard's row says.
+        `known`: at least so much is, as the shard's row says. `wrote`: where else it may have written, which
+        is looked at later.
         """
+        self._unsure |= {*wrote} | self._clean
         self._clean.clear()
+        self._look_at, self._pause = time.monotonic() + LOOK_AGAIN, LOOK_AGAIN
         try:
             if known is not None:
                 self._hanging.sources.add(known.seq.source)
@@ -66,23 +79,63 @@ class Clearance:
         `begun`: a transaction is being filled, and has not reached those of `targets` that are new to it.
         Raises Unsettled where one of the shard stands open: the next `caught_up` ends it.
         """
-        if not begun and self._complaints != self._inquiry.complaints.heard:
+        new = targets | {self._place}
+        if not begun:
+            self._notice()
+        new -= self._clean
+        if not begun and self._is_due():
+            new |= self._due()
+        if new:
+            self._look(new, alive)
+
+    def tend(self, alive: Callable[[], bool]) -> None:
+        """While nothing is sent, as `examine`, once the client complained or where it could not be seen."""
+        self._notice()
+        if self._is_due():
+            self._look(self._due(), alive)
+
+    def leave(self, alive: Callable[[], bool]) -> None:
+        """Wherever the shard wrote nothing of it stands open: nobody will look there in its name again.
+
+        Raises Unsettled where something does, Interrupted while a partition has no leader.
+        """
+        wrote = self._unsure | self._clean | self._suspects | {self._place}
+        there, led = self._ranges.known(wrote), self._ranges.known(wrote, led=True)
+        for topic, partition in sorted(there - led):
+            raise Interrupted(
+                f"topic {topic}, partition {partition} has no leader, so it is not known whether the brokers "
+                "ended each transaction there (KAFKA-20734); start its broker, or delete the topic"
+            )
+        self._look(led, alive)
+        self._unsure.clear()
+
+    def _notice(self) -> None:
+        if self._complaints != self._inquiry.complaints.heard:
             self._complaints = self._inquiry.complaints.heard
             self._unsure |= self._clean
             self._clean.clear()
-        new = (targets | {self._place}) - self._clean
-        if not new:
-            return
+            self._pause = LOOK_AGAIN
+
+    def _is_due(self) -> bool:
+        return bool(self._unsure) and time.monotonic() >= self._look_at
+
+    def _due(self) -> set[Target]:
+        """Those that are not known to be clean and have a leader."""
+        led = self._ranges.known(self._unsure, led=True)
+        self._look_at = time.monotonic() + self._pause
+        self._pause = min(self._pause * 2, AT_MOST)
+        return led
+
+    def _look(self, targets: set[Target], alive: Callable[[], bool]) -> None:
         try:
-            new |= self._ranges.known(self._unsure - new, led=True)
-            hung = self._hanging.find(new, alive)
+            hung = self._hanging.find(targets, alive)
         finally:
             self._ranges.rest()
         if hung:
             self._suspects.update(hung.keys() - {self._place})
             raise Unsettled("the brokers left a transaction open, which is ended first", expected=True)
-        self._clean |= new
-        self._unsure -= new
+        self._clean |= targets
+        self._unsure -= targets
 
     def follow(self, former: Recorded, shared: set[Target], alive: Callable[[], bool]) -> None:
         """Before the end of a transaction that was filled while `former` was ended; both wrote to `shared`.
@@ -132,7 +185,9 @@ class Clearance:
         written = self._ledger.since(since, alive, committed=False)
         seen = [entry for entry in self._ledger.since(since, alive, committed=True) if entry.doubtful is None]
         known = Entry(seen[-1].recorded if seen else doubt.recorded)
-        if acknowledged is not None and further(acknowledged, known.recorded):
+        if acknowledged is not None and (
+            further(acknowledged, known.recorded) or _newer(acknowledged, known.recorded)
+        ):
             known = Entry(acknowledged)
         known = self._hanging.furthest(known, written, alive)
         found = Entry(known.recorded, owed=doubt.owed)
@@ -151,3 +206,9 @@ class Clearance:
             raise Interrupted(f"the notary's transactional.id: {ended.cause.str()}") from ended
         finally:
             line.close()
+
+
+def _newer(row: Recorded, known: Recorded) -> bool:
+    """Has the shard another name since? The first transaction under it may be what is hidden."""
+    one, other = row.seq, known.seq
+    return one.source != other.source or one.generation > other.generation

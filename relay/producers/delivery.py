@@ -124,10 +124,17 @@ class TopicRefused(Exception):
 class Producer(Protocol):
     """Delivers one delta at a time."""
 
-    def take_over(self, alive: Callable[[], bool], *, known: Recorded | None = None) -> Recorded | None:
+    def take_over(
+        self,
+        alive: Callable[[], bool],
+        *,
+        known: Recorded | None = None,
+        wrote: Collection[Target] = (),
+    ) -> Recorded | None:
         """After each claim, before anything is delivered: fence whoever delivered for this shard before.
 
-        `known`: what the claimed row says; at least so much is committed.
+        `known`: what the claimed row says; at least so much is committed. `wrote`: wherever the shard may
+        have written, as far as it is known.
 
         Returns what is committed last; None in mode `sequenced`, which knows only what the row says. Raises
         Interrupted, or Abandoned as soon as `alive()` says no.
@@ -142,6 +149,15 @@ class Producer(Protocol):
         acknowledged and yielded; Interrupted after any other failure. All rows above the last yielded
         position must then be delivered again. Unsettled: after `take_over` only. Asks `alive()` while it
         waits and raises Abandoned as soon as it says no.
+        """
+
+    def tend(self, alive: Callable[[], bool]) -> None:
+        """While nothing is sent: see that readers see what was. Raises Unsettled where they do not."""
+
+    def leave(self, alive: Callable[[], bool]) -> None:
+        """Before others send in this shard's place, or under another name or mode: readers see all of it.
+
+        Raises Unsettled where they do not, and Interrupted while nobody can tell.
         """
 
     def partitions(self, topic: str) -> int | None:

@@ -10,7 +10,7 @@ from confluent_kafka import KafkaError, KafkaException
 from outbox.errors import ConfigurationError
 from relay.envelope import Envelope, headers
 from relay.parking.landing import Landings
-from relay.producers.delivery import Chunk, Interrupted, Recorded, Refused
+from relay.producers.delivery import Chunk, Interrupted, Recorded, Refused, Target
 from relay.producers.inquiry import OF_TOPIC, REFUSALS, Inquiry, explained
 from relay.producers.landings import KafkaLandings
 from relay.producers.properties import checked
@@ -42,9 +42,21 @@ class SequencedProducer:
         self._session: Session | None = None
         self._careful_to = -1
 
-    def take_over(self, alive: Callable[[], bool], *, known: Recorded | None = None) -> Recorded | None:  # noqa: ARG002 - nobody to wait for
+    def take_over(
+        self,
+        alive: Callable[[], bool],  # noqa: ARG002 - nobody to wait for
+        *,
+        known: Recorded | None = None,  # noqa: ARG002
+        wrote: Collection[Target] = (),  # noqa: ARG002
+    ) -> Recorded | None:
         """Nobody can be fenced: a former producer's late records are repeats that readers with marks drop."""
         return None
+
+    def tend(self, alive: Callable[[], bool]) -> None:
+        pass
+
+    def leave(self, alive: Callable[[], bool]) -> None:
+        pass
 
     def deliver(self, chunks: Iterable[Chunk | None], alive: Callable[[], bool]) -> Iterator[int]:
         """See `Producer.deliver`. The first error ends the session; nothing later overtakes what failed."""

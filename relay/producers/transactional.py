@@ -104,11 +104,17 @@ class TransactionalProducer:
         self._committing: _Filling | None = None
         self._doubt: _Doubt | None = None
 
-    def take_over(self, alive: Callable[[], bool], *, known: Recorded | None = None) -> Recorded:
+    def take_over(
+        self,
+        alive: Callable[[], bool],
+        *,
+        known: Recorded | None = None,
+        wrote: Collection[Target] = (),
+    ) -> Recorded:
         """Fence first, then read: what is committed cannot change any more."""
         self.fence(alive)
         try:
-            return self._clearance.caught_up([line.client for line in self._lines], known, alive)
+            return self._clearance.caught_up([line.client for line in self._lines], known, wrote, alive)
         except BaseException:
             self.close()
             raise
@@ -159,6 +165,13 @@ class TransactionalProducer:
                 yield from self._arrived(alive)
                 raise
         self._doubt = None
+
+    def tend(self, alive: Callable[[], bool]) -> None:
+        self._listen()
+        self._clearance.tend(alive)
+
+    def leave(self, alive: Callable[[], bool]) -> None:
+        self._clearance.leave(alive)
 
     def partitions(self, topic: str) -> int | None:
         return self._inquiry.partitions(self._opened()[0].client, topic)

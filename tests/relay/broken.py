@@ -122,11 +122,12 @@ def trusts_the_brokers() -> None:
     """Believes that every transaction was ended wherever it wrote."""
     clearance = relay.producers.clearance.Clearance
 
-    def caught_up(self: Any, clients: Any, known: Any, alive: Callable[[], bool]) -> Any:
+    def caught_up(self: Any, clients: Any, known: Any, wrote: Any, alive: Callable[[], bool]) -> Any:
         return self._ledger.read(alive).recorded
 
     clearance.caught_up = caught_up  # type: ignore[method-assign]
-    clearance.examine = lambda *_, **__: None  # type: ignore[method-assign]
+    for look in ("examine", "tend", "leave"):
+        setattr(clearance, look, lambda *_, **__: None)
 
 
 def records_nothing() -> None:

@@ -11,7 +11,7 @@ from outbox import record
 from outbox.record import Mark, Seq
 from relay.envelope import headers
 from relay.parking.landing import Trace, Verdict
-from relay.producers import Abandoned, Chunk, Names, Recorded, RecordingProducer, Refused
+from relay.producers import Abandoned, Chunk, Names, Recorded, RecordingProducer, Refused, Target
 from relay.row import ID, KEY, PAYLOAD, POSITION, Row
 
 
@@ -98,8 +98,20 @@ class MemoryProducer:
     def __init__(self, broker: MemoryBroker) -> None:
         self._broker = broker
 
-    def take_over(self, alive: Callable[[], bool], *, known: Recorded | None = None) -> Recorded | None:  # noqa: ARG002
+    def take_over(
+        self,
+        alive: Callable[[], bool],  # noqa: ARG002 - nobody to wait for
+        *,
+        known: Recorded | None = None,  # noqa: ARG002
+        wrote: Collection[Target] = (),  # noqa: ARG002
+    ) -> Recorded | None:
         return None
+
+    def tend(self, alive: Callable[[], bool]) -> None:
+        pass
+
+    def leave(self, alive: Callable[[], bool]) -> None:
+        pass
 
     def deliver(self, chunks: Iterable[Chunk | None], alive: Callable[[], bool]) -> Iterator[int]:
         for chunk in filter(None, chunks):

@@ -60,11 +60,11 @@ def leave_without_leader(cluster: KafkaServer, topics: list[str]) -> None:
     until(leaderless, 30, lambda: f"{topics} still have leaders")
 
 
-def in_the_midst(scene: Scene, start: StartRelay) -> RelayProcess:
+def in_the_midst(scene: Scene, start: StartRelay, sabotage: str | None = None) -> RelayProcess:
     """A relay that is frozen with a whole transaction at the brokers, uncommitted."""
     scene.transactional()
     scene.write(100)
-    relay = start(lease="60", strike="relay.settled 4 STOP")
+    relay = start(lease="60", strike="relay.settled 4 STOP", sabotage=sabotage)
     scene.write(100)
     relay.wait_frozen()
     return relay
@@ -124,20 +124,33 @@ def test_whoever_trusts_the_brokers_shows_what_was_aborted(
     assert any("came again" in complaint for complaint in fragile.plain_complaints())
 
 
+LEAVE = {
+    "mode": (
+        "UPDATE outbox_shard SET wanted_mode = 'sequenced'",
+        "SELECT mode = 'sequenced' FROM outbox_shard",
+    ),
+    "generation": ("SELECT outbox_shards_set(2)", "SELECT min(generation) = 2 FROM outbox_shard"),
+}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(180)
-def test_a_shard_that_leaves_the_mode_leaves_nothing_open_behind(
-    cluster: KafkaServer, fragile: Scene, start: StartRelay
+@pytest.mark.parametrize("what", LEAVE)
+def test_a_shard_that_leaves_its_mode_or_generation_leaves_nothing_open_behind(
+    cluster: KafkaServer, fragile: Scene, start: StartRelay, what: str
 ) -> None:
-    """In mode sequenced nobody looks for transactions: readers would stand before this one for ever."""
+    """In mode sequenced nobody looks for transactions, and a later generation does not know what of an
+    earlier one was committed: readers would stand before this one for ever, or never see it."""
     topics = lay(cluster, fragile, "events")
-    relay = in_the_midst(fragile, start)
+    relay = in_the_midst(fragile, start, sabotage="impatient")
     leave_without_leader(cluster, topics)
     relay.send(SIGCONT)
     fragile.wait_until_through()
+    ask, done = LEAVE[what]
+    fragile.session.execute(ask.encode())
+    until(lambda: "has no leader" in relay.log, 30, lambda: relay.log[-3000:])
     cluster.brokers[1].start()
-    fragile.session.execute("UPDATE outbox_shard SET wanted_mode = 'sequenced'")
-    fragile.wait("SELECT mode = 'sequenced' FROM outbox_shard")
+    fragile.wait(done)
     fragile.write(50)
     fragile.wait_until_through()
     assert fragile.plain_complaints() == []

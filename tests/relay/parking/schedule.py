@@ -22,7 +22,7 @@ from relay.config import RelayConfig
 from relay.database import Database, OutcomeUnknown
 from relay.envelope import headers
 from relay.parking.landing import Landings
-from relay.producers import Chunk, Interrupted, Recorded, Refused
+from relay.producers import Chunk, Interrupted, Recorded, Refused, Target
 from relay.progress import Frozen, Resharded, ShardRow
 from relay.row import ID, KEY, PAYLOAD, POSITION, Row
 from relay.supervision import Supervision
@@ -256,8 +256,20 @@ class PlayedProducer:
         self._world = world
         self._owner = owner
 
-    def take_over(self, alive: Callable[[], bool], *, known: Recorded | None = None) -> Recorded | None:  # noqa: ARG002
+    def take_over(
+        self,
+        alive: Callable[[], bool],  # noqa: ARG002 - nobody to wait for
+        *,
+        known: Recorded | None = None,  # noqa: ARG002
+        wrote: Collection[Target] = (),  # noqa: ARG002
+    ) -> Recorded | None:
         return None
+
+    def tend(self, alive: Callable[[], bool]) -> None:
+        pass
+
+    def leave(self, alive: Callable[[], bool]) -> None:
+        pass
 
     def deliver(self, chunks: Iterable[Chunk | None], alive: Callable[[], bool]) -> Iterator[int]:  # noqa: ARG002
         world, choose = self._world, self._world.choose

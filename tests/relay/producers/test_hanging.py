@@ -1,14 +1,16 @@
 """A forgotten transaction: what it hid is judged by its own events, and nothing overtakes it."""
 
+from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from outbox.record import SEQ, Seq
-from relay.producers import hanging
+from relay.producers import clearance, hanging
 from relay.producers.clearance import Clearance
-from relay.producers.delivery import Recorded, Target, Unsettled
+from relay.producers.delivery import Interrupted, Recorded, Target, Unsettled
 from relay.producers.entry import Entry, encoded
 from relay.producers.hanging import Hanging
 from relay.producers.inquiry import Inquiry
@@ -26,6 +28,8 @@ class Log:
         self.marks = marks
         self.stable = stable or {}
         self.asked = False
+        self.leaderless: set[Target] = set()
+        self.gone: set[Target] = set()
 
     def ends(self, targets: list[Target], level: Any) -> dict[Target, int]:
         self.asked = True
@@ -35,6 +39,9 @@ class Log:
         return found
 
     def rest(self) -> None: ...
+
+    def known(self, targets: set[Target], *, led: bool = False) -> set[Target]:
+        return targets - self.gone - (self.leaderless if led else set())
 
     def read(self, target: Target, start: int, end: int, **_: Any) -> list[Any]:
         marks = self.marks.get(target, [])[start:end]
@@ -80,14 +87,19 @@ def test_an_aborted_transaction_is_not_taken_for_committed_because_of_the_one_be
     assert furthest(visible, 0, *candidates) == last
 
 
-def follow(log: Log, *, complaints: int = 1) -> None:
-    """About to commit 11–20 behind 1–10; both wrote to the partition of events. A broker was missed."""
+def clearance_of(log: Log, *, ledger: Any = None, complaints: int = 0) -> Clearance:
     inquiry = Inquiry({}, listen=lambda: None, stopping=lambda: False)
     inquiry.complaints.heard = complaints
-    ledger = SimpleNamespace(topic=PROGRESS[0], shard=PROGRESS[1])
-    clearance = Clearance(cast(Ranges, log), cast(Ledger, ledger), inquiry, notary=lambda: cast(Line, None))
-    clearance._hanging.sources.add("s")
-    clearance.follow(entry(10).recorded, {EVENTS}, lambda: True)
+    ledger = ledger or SimpleNamespace()
+    ledger.topic, ledger.shard = PROGRESS
+    looker = Clearance(cast(Ranges, log), cast(Ledger, ledger), inquiry, notary=lambda: cast(Line, None))
+    looker._hanging.sources.add("s")
+    return looker
+
+
+def follow(log: Log, *, complaints: int = 1) -> None:
+    """About to commit 11–20 behind 1–10; both wrote to the partition of events. A broker was missed."""
+    clearance_of(log, complaints=complaints).follow(entry(10).recorded, {EVENTS}, lambda: True)
 
 
 @pytest.mark.parametrize("hides", [{EVENTS: 1}, {PROGRESS: 0}])
@@ -109,3 +121,94 @@ def test_without_a_complaint_nobody_is_asked_whether_the_former_transaction_has_
     log = Log({EVENTS: [3, 12]}, {EVENTS: 0})
     follow(log, complaints=0)
     assert not log.asked
+
+
+HIDDEN = {EVENTS: [3, 5], OTHERS: [], PROGRESS: [10]}
+"""The transaction with 3 and 5 was committed; where its events lie its end was forgotten."""
+
+
+def forgetful() -> tuple[Log, Clearance]:
+    """A claim under which events were sent to a partition that lost its leader, of which the client heard."""
+    log = Log(HIDDEN)
+    looker = clearance_of(log)
+    looker.examine({EVENTS}, lambda: True)
+    log.stable[EVENTS] = 0
+    log.leaderless.add(EVENTS)
+    looker._inquiry.complaints.heard = 1
+    looker.examine({OTHERS}, lambda: True)
+    return log, looker
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hanging, "PATIENCE", 0.0)
+    monkeypatch.setattr(clearance, "LOOK_AGAIN", 0.0)
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_partition_that_had_no_leader_is_looked_at_again_though_events_go_elsewhere() -> None:
+    log, looker = forgetful()
+    looker.examine({OTHERS}, lambda: True)
+    log.leaderless.clear()
+    with pytest.raises(Unsettled):
+        looker.examine({OTHERS}, lambda: True)
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_partition_that_had_no_leader_is_looked_at_again_though_nothing_is_sent() -> None:
+    log, looker = forgetful()
+    looker.tend(lambda: True)
+    log.leaderless.clear()
+    with pytest.raises(Unsettled):
+        looker.tend(lambda: True)
+
+
+def test_without_a_complaint_an_idle_shard_asks_nothing() -> None:
+    log = Log(HIDDEN)
+    looker = clearance_of(log)
+    looker.examine({EVENTS}, lambda: True)
+    log.asked = False
+    looker.tend(lambda: True)
+    assert not log.asked
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_shard_is_not_left_while_a_transaction_of_it_may_stand_open() -> None:
+    """Nobody would look for it, nor know it to be committed: what bears another name is not."""
+    log, looker = forgetful()
+    with pytest.raises(Interrupted, match="partition 0 has no leader") as interrupted:
+        looker.leave(lambda: True)
+    assert not isinstance(interrupted.value, Unsettled)
+    log.leaderless.clear()
+    with pytest.raises(Unsettled):
+        looker.leave(lambda: True)
+    del log.stable[EVENTS]
+    looker.leave(lambda: True)
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_shard_is_left_where_a_topic_was_deleted() -> None:
+    log, looker = forgetful()
+    log.gone.add(EVENTS)
+    looker.leave(lambda: True)
+
+
+@pytest.mark.parametrize(
+    "renamed", [Seq("t", 1, 0, 5, 0), Seq("s", 2, 0, 5, 0)], ids=["source", "generation"]
+)
+def test_the_first_transaction_under_another_name_may_be_the_hidden_one(
+    renamed: Seq, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last record that can be seen bears the old name; the row already bears the new one."""
+    row = Recorded(renamed, "1:1:", "2:2:")
+    first = replace(row, seq=replace(renamed, position=30))
+    old = replace(entry(10), doubtful=1)
+    ledger = SimpleNamespace(
+        read=lambda _alive: old,
+        since=lambda _offset, _alive, *, committed: [] if committed else [Entry(first, (EVENTS,))],
+    )
+    looker = clearance_of(Log({EVENTS: [25]}), ledger=ledger)
+    monkeypatch.setattr(looker._hanging, "_seq", lambda _: replace(renamed, position=25))
+    monkeypatch.setattr(looker._hanging, "note", lambda *_: None)
+    monkeypatch.setattr(looker, "_notary", lambda _: nullcontext())
+    assert looker.caught_up([], row, (), lambda: True) == first
