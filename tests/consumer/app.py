@@ -26,7 +26,8 @@ from tests.consumer.stage import Stage
 SIGNALS = {"kill": signal.SIGKILL, "freeze": signal.SIGSTOP}
 
 
-def main(task: dict[str, Any]) -> None:
+def main(order: str) -> None:
+    task: dict[str, Any] = json.loads(order)
     logging.basicConfig(level=task.get("log", "ERROR"), format=f"%(asctime)s {os.getpid()} %(message)s")
     if task.get("break"):
         broken.apply(task["break"])
@@ -66,4 +67,4 @@ def main(task: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+    main(sys.argv[1])

@@ -3,13 +3,11 @@
 A walk is a key. The first service emits its steps; every hop stores a step and emits it on, in one
 transaction; the fourth hop ends in the first service's database again.
 
-python -m tests.consumer.hops '{"database": …, "bootstrap": …, "hop": 2, "from": …, "to": …, "break": …}'
+`main('{"database": …, "bootstrap": …, "hop": 2, "from": …, "to": …, "break": …}')`
 is the consumer of one hop.
 """
 
 import json
-import subprocess
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,9 +20,11 @@ from sqlalchemy.orm import Session, sessionmaker
 from outbox import Event, Outbox
 from outbox.consumer import Consumer
 from outbox.testing.servers import KafkaServer, PostgresServer
+from tests import nursery
 from tests.conftest import create_engine
 from tests.consumer import broken
-from tests.consumer.stage import ROOT, SHORT
+from tests.consumer.stage import SHORT
+from tests.nursery import Child
 from tests.relay import wire
 from tests.relay.process import RelayProcess
 
@@ -145,7 +145,7 @@ class Ring:
         }
         return RelayProcess(settings, self._log / f"relay-{number}.log")
 
-    def _consumer(self, hop: int) -> subprocess.Popen[str]:
+    def _consumer(self, hop: int) -> Child:
         task = {
             "database": self.urls[hop % HOPS],
             "bootstrap": self.bootstrap,
@@ -155,9 +155,7 @@ class Ring:
             "to": self.topics[hop] if hop < HOPS else None,
             **self._orders,
         }
-        return subprocess.Popen(
-            [sys.executable, "-m", "tests.consumer.hops", json.dumps(task)], cwd=ROOT, text=True
-        )
+        return nursery.give_birth("tests.consumer.hops", [json.dumps(task)])
 
     def __enter__(self) -> Self:
         return self
@@ -194,8 +192,8 @@ def consumer(task: dict[str, Any]) -> Consumer:
     return consumer
 
 
-if __name__ == "__main__":
-    order = json.loads(sys.argv[1])
-    if order.get("break"):
-        broken.apply(order["break"])
-    consumer(order).run()
+def main(order: str) -> None:
+    task: dict[str, Any] = json.loads(order)
+    if task.get("break"):
+        broken.apply(task["break"])
+    consumer(task).run()

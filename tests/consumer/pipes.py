@@ -7,7 +7,6 @@ python -m tests.consumer.pipes '{"bootstrap": …, "group": …, "from": …, "t
 import json
 import logging
 import os
-import subprocess
 import sys
 from collections import defaultdict
 from datetime import timedelta
@@ -20,8 +19,10 @@ from outbox.consumer import Out, Pipe, Record
 from outbox.consumer.pipe import member as pipe_member
 from outbox.consumer.pipe import outflow
 from outbox.consumer.pipe.outflow import Outflow
+from tests import nursery
 from tests.consumer.app import SIGNALS
-from tests.consumer.stage import ROOT, Stage
+from tests.consumer.stage import Stage
+from tests.nursery import Child
 from tests.relay import wire
 
 
@@ -89,7 +90,7 @@ class Piped:
 
         return pipe
 
-    def process(self, **orders: Any) -> subprocess.Popen[str]:
+    def process(self, **orders: Any) -> Child:
         """Whoever starts it ends it."""
         task = {
             "bootstrap": self.stage.bootstrap,
@@ -98,9 +99,7 @@ class Piped:
             "to": self.to,
             **orders,
         }
-        return subprocess.Popen(
-            [sys.executable, "-m", "tests.consumer.pipes", json.dumps(task)], cwd=ROOT, text=True
-        )
+        return nursery.give_birth("tests.consumer.pipes", [json.dumps(task)])
 
     def results(self) -> dict[int, list[str]]:
         """What a reader of committed records sees, by the partition that it came from, in order."""
@@ -131,7 +130,8 @@ class Piped:
         return wrong
 
 
-def main(task: dict[str, Any]) -> None:
+def main(order: str) -> None:
+    task: dict[str, Any] = json.loads(order)
     logging.basicConfig(level=task.get("log", "ERROR"), format=f"%(asctime)s {os.getpid()} %(message)s")
     if task.get("break"):
         BROKEN[task["break"]](pytest.MonkeyPatch())
@@ -161,4 +161,4 @@ def main(task: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+    main(sys.argv[1])

@@ -1,8 +1,6 @@
 """A topic, a database with a table of effects, and consumers on both: what the tests here play on."""
 
 import json
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +17,8 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from outbox import hooks
 from outbox.consumer import AsyncConsumer, Consumer, Record
+from tests import nursery
+from tests.nursery import Child
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -329,7 +329,7 @@ class Stage:
                 )
         return wrong
 
-    def process(self, **orders: Any) -> subprocess.Popen[str]:
+    def process(self, **orders: Any) -> Child:
         """A consumer process (see app.py). Whoever starts it ends it."""
         task = {
             "url": self.url,
@@ -339,9 +339,7 @@ class Stage:
             "kind": self.kind,
             **orders,
         }
-        return subprocess.Popen(
-            [sys.executable, "-m", "tests.consumer.app", json.dumps(task)], cwd=ROOT, text=True
-        )
+        return nursery.give_birth("tests.consumer.app", [json.dumps(task)])
 
 
 @contextmanager

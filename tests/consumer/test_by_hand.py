@@ -1,7 +1,6 @@
 """Partitions given by hand are applied as exactly as those that a group gives; who shares one is fenced."""
 
 import signal
-import subprocess
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,14 +12,15 @@ from outbox.consumer import backoff
 from outbox.errors import ConfigurationError
 from tests.consumer.conftest import StageFactory
 from tests.consumer.stage import PROTOCOLS, Stage, Witness, eventually, running
+from tests.nursery import Child
 
 HANDED = ["cooperative", "kip848"]
 
 
 @pytest.fixture
-def processes() -> Iterator[list[subprocess.Popen[str]]]:
+def processes() -> Iterator[list[Child]]:
     """Whoever is appended is ended after the test."""
-    started: list[subprocess.Popen[str]] = []
+    started: list[Child] = []
     yield started
     for process in started:
         if process.poll() is None:
@@ -85,7 +85,7 @@ def test_two_who_were_given_one_partition_alternate_ever_more_rarely(
 
 
 def test_who_was_given_a_partition_too_goes_on_when_the_other_dies(
-    build: StageFactory, processes: list[subprocess.Popen[str]]
+    build: StageFactory, processes: list[Child]
 ) -> None:
     stage = build(partitions=1)
     stage.send(20)

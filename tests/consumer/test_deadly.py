@@ -1,6 +1,5 @@
 """A record that ends its process, or never ends, does not stop its partition for ever."""
 
-import subprocess
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -17,13 +16,17 @@ from outbox.consumer.parking import wishes
 from outbox.consumer.time_limit import EXIT_CODE
 from tests.consumer.conftest import StageFactory
 from tests.consumer.stage import SHORT, Stage, Witness, eventually, running
+from tests.nursery import Child
+
+SUCCESSOR = {**SHORT, "group.instance.id": "one"}
+"""Each has the place of the one before it at once, without waiting for the end of a dead one's session."""
 
 
 def ended(stage: Stage, **task: Any) -> list[int]:
     """Exit codes of the processes that one after the other met the record, until it is out of the way."""
     codes: list[int] = []
     while len(codes) < 8:
-        with stage.process(kafka=SHORT, settings={"attempts": 1, "batch_size": 10}, **task) as process:
+        with stage.process(kafka=SUCCESSOR, settings={"attempts": 1, "batch_size": 10}, **task) as process:
             try:
                 eventually(partial(_over, process, stage), within=60)
             finally:
@@ -35,7 +38,7 @@ def ended(stage: Stage, **task: Any) -> list[int]:
     raise AssertionError(f"the record is still there after {codes}")
 
 
-def _over(process: subprocess.Popen[str], stage: Stage) -> bool:
+def _over(process: Child, stage: Stage) -> bool:
     return process.poll() is not None or len(stage.effects()) == 19
 
 
@@ -103,7 +106,7 @@ def test_a_deadly_record_that_is_released_ends_no_more_processes_than_before(bui
     codes: list[int] = []
     while stage.rows("SELECT wish FROM consumer_parked") != [(None,)]:
         assert len(codes) < 4
-        with stage.process(kafka=SHORT, settings={"attempts": 1}, deadly="0.1") as process:
+        with stage.process(kafka=SUCCESSOR, settings={"attempts": 1}, deadly="0.1") as process:
             try:
                 eventually(
                     lambda: (

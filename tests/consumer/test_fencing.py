@@ -1,8 +1,6 @@
 """A consumer that stalls and wakes can do no harm, and nobody waits for it."""
 
-import os
 import signal
-import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -18,14 +16,15 @@ from outbox.consumer.identity import TopicIdentity
 from tests.consumer import broken
 from tests.consumer.conftest import StageFactory
 from tests.consumer.stage import PROTOCOLS, SHORT, Stage, Witness, eventually, running
+from tests.nursery import Child
 
 LOCK = "UPDATE consumer_offset SET next_offset = next_offset WHERE topic = :t"
 
 
 @pytest.fixture
-def processes() -> Iterator[list[subprocess.Popen[str]]]:
+def processes() -> Iterator[list[Child]]:
     """Whoever is appended is ended after the test, frozen or not."""
-    started: list[subprocess.Popen[str]] = []
+    started: list[Child] = []
     yield started
     for process in started:
         if process.poll() is None:
@@ -33,19 +32,13 @@ def processes() -> Iterator[list[subprocess.Popen[str]]]:
         process.wait(10)
 
 
-def await_frozen(process: subprocess.Popen[str]) -> None:
+def await_frozen(process: Child) -> None:
     """Until it has stopped itself."""
 
-    def stopped() -> bool:
-        pid, _ = os.waitpid(process.pid, os.WUNTRACED | os.WNOHANG)
-        return pid == process.pid
-
-    eventually(stopped, within=40, what="the freeze")
+    eventually(lambda: process.frozen, within=40, what="the freeze")
 
 
-def one_freezes_another_takes_over(
-    stage: Stage, processes: list[subprocess.Popen[str]], point: str, **orders: Any
-) -> None:
+def one_freezes_another_takes_over(stage: Stage, processes: list[Child], point: str, **orders: Any) -> None:
     """The first owner is frozen at `point` past its session, the second goes on, the first wakes."""
     stage.send(60)
     sleeper = stage.process(at=point, count=3, do="freeze", settings={"batch_size": 5}, **orders)
@@ -65,7 +58,7 @@ def one_freezes_another_takes_over(
 @pytest.mark.slow
 @pytest.mark.parametrize("point", ["consumer.polled", "consumer.batch.begin", "consumer.batch.advanced"])
 def test_a_sleeper_that_wakes_is_fenced_by_the_row(
-    build: StageFactory, processes: list[subprocess.Popen[str]], point: str
+    build: StageFactory, processes: list[Child], point: str
 ) -> None:
     stage = build(partitions=1)
     one_freezes_another_takes_over(stage, processes, point, kafka=SHORT)
@@ -73,9 +66,7 @@ def test_a_sleeper_that_wakes_is_fenced_by_the_row(
 
 
 @pytest.mark.slow
-def test_without_the_comparison_the_sleeper_does_harm(
-    build: StageFactory, processes: list[subprocess.Popen[str]]
-) -> None:
+def test_without_the_comparison_the_sleeper_does_harm(build: StageFactory, processes: list[Child]) -> None:
     stage = build(partitions=1)
     one_freezes_another_takes_over(
         stage, processes, "consumer.batch.begin", kafka=SHORT, **{"break": "no_comparison"}
@@ -111,7 +102,7 @@ def test_a_claim_that_leaves_its_blocker_alone_stands_still(build: StageFactory,
     with stage.engine.connect() as frozen, broken.variant(broken.waits_for_ever):
         frozen.execute(text(LOCK), {"t": stage.topic})
         stage.send(20)
-        with running(stage.recorder()):
+        with running(stage.recorder(claim_patience=timedelta(milliseconds=500))):
             seen.wait("consumer.assigned", count=2, within=20)
             assert len(stage.effects()) == 20
             frozen.rollback()
@@ -126,7 +117,7 @@ def test_a_claim_does_not_end_a_migration_that_locks_the_table(build: StageFacto
             stage.wait()
         migration.execute(text("LOCK TABLE consumer_offset IN ACCESS EXCLUSIVE MODE"))
         stage.send(20)
-        with running(stage.recorder()):
+        with running(stage.recorder(claim_patience=timedelta(milliseconds=500))):
             seen.wait("consumer.assigned", count=2, within=20)
             assert seen.all("consumer.blocker_terminated") == []
             migration.execute(text("SELECT 1"))

@@ -1,12 +1,10 @@
 """Results and offsets are one Kafka transaction: each result is seen once and in order, whoever dies."""
 
 import signal
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +21,7 @@ from tests.consumer import pipes
 from tests.consumer.conftest import StageFactory
 from tests.consumer.pipes import Piped
 from tests.consumer.stage import PROTOCOLS, SHORT, Stage, Witness, eventually
+from tests.nursery import Child
 from tests.relay import wire
 
 
@@ -54,7 +53,7 @@ def at_work(pipe: Pipe, threads: int = 1) -> Iterator[Pipe]:
 
 
 @contextmanager
-def ended(*processes: subprocess.Popen[str]) -> Iterator[None]:
+def ended(*processes: Child) -> Iterator[None]:
     try:
         yield
     finally:
@@ -115,7 +114,7 @@ def test_a_sleeper_that_wakes_up_after_others_took_its_partitions_changes_nothin
     piped.stage.send(60)
     sleeper = piped.process(at=point, count=3, do="freeze", kafka=SHORT, timeout=4)
     with ended(sleeper):
-        eventually(lambda: frozen(sleeper))
+        eventually(lambda: sleeper.frozen)
         with at_work(piped.handing_on(kafka=SHORT)) as pipe:
             piped.stage.send(20)
             eventually(piped.all_there)
@@ -126,10 +125,6 @@ def test_a_sleeper_that_wakes_up_after_others_took_its_partitions_changes_nothin
             piped.stage.send(20)
             eventually(piped.all_there)
     assert piped.faults() == []
-
-
-def frozen(process: subprocess.Popen[str]) -> bool:
-    return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 def test_offsets_committed_apart_from_the_results_are_caught(piped: Piped) -> None:

@@ -1,7 +1,6 @@
 """A static member keeps its partitions over a restart, and a second one of its name does no harm."""
 
 import signal
-import subprocess
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -11,14 +10,15 @@ import pytest
 from outbox.errors import ConfigurationError
 from tests.consumer.conftest import StageFactory
 from tests.consumer.stage import PROTOCOLS, SHORT, Stage, Witness, eventually, running
+from tests.nursery import Child
 
 STATIC = {"group.instance.id": "billing", "session.timeout.ms": 30_000}
 
 
 @pytest.fixture
-def processes() -> Iterator[list[subprocess.Popen[str]]]:
+def processes() -> Iterator[list[Child]]:
     """Whoever is appended is ended after the test."""
-    started: list[subprocess.Popen[str]] = []
+    started: list[Child] = []
     yield started
     for process in started:
         if process.poll() is None:
@@ -83,7 +83,7 @@ def ended(name: str) -> bool:
 
 
 def test_a_static_member_that_slept_past_its_successor_ends_when_it_wakes(
-    build: StageFactory, processes: list[subprocess.Popen[str]]
+    build: StageFactory, processes: list[Child]
 ) -> None:
     stage = build(partitions=1)
     stage.send(30)
@@ -102,9 +102,7 @@ def test_a_static_member_that_slept_past_its_successor_ends_when_it_wakes(
     assert stage.faults() == []
 
 
-def test_under_kip848_it_waits_for_its_successor_to_end(
-    build: StageFactory, processes: list[subprocess.Popen[str]]
-) -> None:
+def test_under_kip848_it_waits_for_its_successor_to_end(build: StageFactory, processes: list[Child]) -> None:
     """Its name does not tell the brokers a sleeper from a restart: it stands by, and does no harm."""
     stage = build(partitions=1)
     stage.send(30)
@@ -127,7 +125,7 @@ def test_under_kip848_it_waits_for_its_successor_to_end(
 
 
 def test_a_static_member_killed_under_kip848_goes_on_once_its_session_is_over(
-    build: StageFactory, processes: list[subprocess.Popen[str]], seen: Witness
+    build: StageFactory, processes: list[Child], seen: Witness
 ) -> None:
     """The brokers refuse its name until then (UNRELEASED_INSTANCE_ID); it waits and says for what."""
     stage = build(partitions=1)

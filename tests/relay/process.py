@@ -1,13 +1,12 @@
 """A relay as a process of its own that announces each step, and dies or freezes at the step a test names.
 
-`python -m tests.relay.process` is `outbox-relay run` with an observer. A test holds it as `RelayProcess`.
+`main` is `outbox-relay run` with an observer. A test holds its process as `RelayProcess`.
 """
 
 import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -17,9 +16,13 @@ from types import TracebackType
 from typing import Any, Self
 
 from outbox import hooks
+from tests import nursery
 from tests.relay import broken
 
 ANNOUNCE, STRIKE, BREAK = "RELAY_TEST_ANNOUNCE", "RELAY_TEST_STRIKE", "RELAY_TEST_BREAK"
+
+LATER = ("relay.cli", "relay.daemon", "relay.relays")
+"""What it imports by and by."""
 
 
 class RelayProcess:
@@ -42,14 +45,12 @@ class RelayProcess:
         environment |= {ANNOUNCE: str(writing), **settings}
         environment |= {name: value for name, value in ((STRIKE, strike), (BREAK, sabotage)) if value}
         with log.open("ab") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.relay.process", "run", *arguments],
-                env=environment,
-                pass_fds=[writing],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
+            self._process = nursery.give_birth(
+                "tests.relay.process",
+                ["run", *arguments],
+                environment=environment,
+                output=output.fileno(),
+                keep=writing,
             )
         os.close(writing)
         self._reader = threading.Thread(target=self._hear, args=(reading,), daemon=True)
@@ -86,7 +87,7 @@ class RelayProcess:
     def wait_frozen(self, within: float = 90.0) -> None:
         """Until it has stopped itself."""
         end = time.monotonic() + within
-        while Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        while not self._process.frozen:
             assert time.monotonic() < end, f"not frozen within {within} s\n{self.log[-3000:]}"
             time.sleep(0.01)
 
@@ -138,9 +139,9 @@ def _observe() -> None:
     hooks.subscribe(observer)
 
 
-if __name__ == "__main__":
+def main(*_: str) -> None:
     _observe()
     broken.apply(os.environ.get(BREAK, ""))
-    from relay.cli import main
+    from relay.cli import main as command
 
-    main()
+    command()

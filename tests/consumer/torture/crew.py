@@ -1,7 +1,6 @@
 """Consumer processes that are killed, frozen past their time-outs, and made to join and leave."""
 
 import signal
-import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from random import Random
 from typing import Any
 
 from tests.consumer.stage import Stage
+from tests.nursery import Child
 
 LONGEST_SLEEP = 9.0
 """Seconds: beyond session and poll time-out, so that a sleeper wakes as one whose partitions are others'."""
@@ -18,7 +18,7 @@ LONGEST_SLEEP = 9.0
 class Mate:
     """A process, and the orders that whoever replaces it gets as well: its name, or its partitions."""
 
-    process: subprocess.Popen[str]
+    process: Child
     orders: Mapping[str, Any]
 
 
