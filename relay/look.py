@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import psycopg
+from psycopg.rows import TupleRow
 
 from outbox.storage.bucket import OF_EVERY_BUCKET, of_buckets
 from relay import database, row
@@ -14,26 +15,34 @@ from relay.snapshot import Snapshot
 INLINE_BYTES = 16_384
 """A larger payload is not fetched by the look but by the reader, whose chunks are bounded by bytes."""
 
-_LOOK_COLUMNS = row.COLUMNS.replace(
-    " payload,", " CASE WHEN octet_length(payload) <= %(inline)s THEN payload END AS payload,"
+COLUMNS = (
+    row.COLUMNS.replace(
+        " payload,", " CASE WHEN octet_length(payload) <= %(inline)s THEN payload END AS payload,"
+    )
+    + ", coalesce(octet_length(payload) > %(inline)s, false)"
 )
+"""Of a row that was found; the last one says that its payload was left out."""
+
+FLOOR = "(SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM outbox_event_position_seq)"
+
+LATER = f"""FROM outbox_event WHERE xid >= pg_snapshot_xmax(%(done)s::pg_snapshot)
+ {OF_EVERY_BUCKET} ORDER BY xid LIMIT %(limit)s"""
+
+LATE = f"""FROM outbox_event WHERE xid = ANY (ARRAY(
+     SELECT pg_snapshot_xip(%(done)s::pg_snapshot) EXCEPT SELECT pg_snapshot_xip(pg_current_snapshot())))
+ {OF_EVERY_BUCKET} LIMIT %(limit)s"""
 
 LOOK = f"""
 SELECT -1::bigint,
-       (SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM outbox_event_position_seq),
+       {FLOOR},
        CASE WHEN pg_current_xact_id_if_assigned() IS NULL AND NOT pg_is_in_recovery()
             THEN pg_current_snapshot()::text END,
        clock_timestamp()::text, NULL::bytea, pg_backend_pid()::text, {database.SERVER}::text, NULL, NULL,
        EXISTS (SELECT FROM outbox_reshard)
 UNION ALL
-(SELECT {_LOOK_COLUMNS}, coalesce(octet_length(payload) > %(inline)s, false)
- FROM outbox_event WHERE xid >= pg_snapshot_xmax(%(done)s::pg_snapshot)
- {OF_EVERY_BUCKET} ORDER BY xid LIMIT %(limit)s)
+(SELECT {COLUMNS} {LATER})
 UNION ALL
-(SELECT {_LOOK_COLUMNS}, coalesce(octet_length(payload) > %(inline)s, false)
- FROM outbox_event WHERE xid = ANY (ARRAY(
-     SELECT pg_snapshot_xip(%(done)s::pg_snapshot) EXCEPT SELECT pg_snapshot_xip(pg_current_snapshot())))
- {OF_EVERY_BUCKET} LIMIT %(limit)s)
+(SELECT {COLUMNS} {LATE})
 """
 """All rows not seen by `done`, at most `limit` of either kind, behind a line with the snapshot and the floor.
 
@@ -86,19 +95,23 @@ class Looker:
             found = self._cursor.fetchall()
         except psycopg.Error as error:
             raise failed(error) from error
-        (_, floor, snapshot, at, _, backend, server, *_, resharding), rows = found[0], found[1:]
-        if snapshot is None:
-            raise OutcomeUnknown(
-                "the look ran on a standby or inside a writing transaction, where running transactions "
-                "look ended"
-            )
-        now = Snapshot(snapshot.decode())
-        if now.xmax < done.xmax:
-            raise OutcomeUnknown(f"the transaction counter went back, from {done.xmax} to {now.xmax}")
-        whole: list[Row] | None = None
-        if len(rows) <= self._limit and not any(large for *_, large in rows):
-            whole = cast(list[Row], sorted([r[:-1] for r in rows], key=_position))
-        return Look(now, floor, whole, at.decode(), int(backend), int(server), resharding)
+        return seen(found, done, self._limit)
+
+
+def seen(found: list[TupleRow], done: Snapshot, limit: int) -> Look:
+    """What a look brought: its first line, then the rows. Raises OutcomeUnknown where nothing can be told."""
+    (_, floor, snapshot, at, _, backend, server, *_, resharding), rows = found[0], found[1:]
+    if snapshot is None:
+        raise OutcomeUnknown(
+            "the look ran on a standby or inside a writing transaction, where running transactions look ended"
+        )
+    now = Snapshot(snapshot.decode())
+    if now.xmax < done.xmax:
+        raise OutcomeUnknown(f"the transaction counter went back, from {done.xmax} to {now.xmax}")
+    whole: list[Row] | None = None
+    if len(rows) <= limit and not any(large for *_, large in rows):
+        whole = cast(list[Row], sorted([r[:-1] for r in rows], key=_position))
+    return Look(now, floor, whole, at.decode(), int(backend), int(server), resharding)
 
 
 def _position(found: tuple[int, ...]) -> int:

@@ -15,7 +15,7 @@ from relay.database import Connection
 from relay.look import Look
 from relay.snapshot import Snapshot
 
-_ROW = (
+ROW = (
     "ctid::text, shard, lo, hi, source, generation, epoch, delta, "
     "done::text, done_floor, done_xid::text, next::text, next_floor, next_xid::text, low, mode, wanted_mode, "
     "frozen, job"
@@ -23,48 +23,48 @@ _ROW = (
 
 # Flushed before it is believed, whatever the session, role or database says: an unflushed plan could be
 # lost by a crash after its events were sent. Its flush covers every commit that the snapshot saw.
-_FLUSHED = "set_config('synchronous_commit', 'on', true) = 'on'"
+FLUSHED = "set_config('synchronous_commit', 'on', true) = 'on'"
 # May be lost by a crash: then the same events go out again under the same numbers.
 _UNFLUSHED = "set_config('synchronous_commit', 'off', true) = 'off'"
 
 # Behind a pooler an idle session may have moved to a promoted standby, where the source is to be another.
-_EXAMINED = f"{database.SERVER} = %(server)s"
+EXAMINED = f"{database.SERVER} = %(server)s"
 
 # A snapshot is worth something only on the server that took it, and only until that server crashes: then
 # transaction ids whose commits were not flushed are handed out again. A pooler may swap the server and its
 # process behind an open connection, so the one that plans must be the one that looked, or have been there
 # before it; a process of a promoted standby may have been there longer than that.
 _UNBROKEN = f"""pg_current_xact_id() >= pg_snapshot_xmax(%(next)s::pg_snapshot)
-  AND {_EXAMINED}
+  AND {EXAMINED}
   AND (pg_backend_pid() = %(backend)s
        OR (SELECT backend_start FROM pg_stat_get_activity(pg_backend_pid())) < %(at)s::timestamptz)"""
 
 # Numbers follow the clock so that they never go back, not even after a fail-over that lost some.
-_NEXT_DELTA = "greatest(delta + 1, (extract(epoch FROM clock_timestamp()) * 1000)::bigint)"
+NEXT_DELTA = "greatest(delta + 1, (extract(epoch FROM clock_timestamp()) * 1000)::bigint)"
 
 CLAIM = f"""
 UPDATE outbox_shard SET epoch = epoch + 1
-WHERE shard = %(shard)s AND {_FLUSHED}
-RETURNING {_ROW}
+WHERE shard = %(shard)s AND {FLUSHED}
+RETURNING {ROW}
 """
 """Fence every former owner and learn the truth. Waits for and outlives their queued statements."""
 
 PLAN = f"""
 UPDATE outbox_shard
-SET next = %(next)s, next_floor = %(floor)s, next_xid = pg_current_xact_id(), low = 0, delta = {_NEXT_DELTA}
-WHERE {{where}} AND epoch = %(epoch)s AND delta = %(delta)s AND next IS NULL AND {_FLUSHED}
+SET next = %(next)s, next_floor = %(floor)s, next_xid = pg_current_xact_id(), low = 0, delta = {NEXT_DELTA}
+WHERE {{where}} AND epoch = %(epoch)s AND delta = %(delta)s AND next IS NULL AND {FLUSHED}
   AND {_UNBROKEN} AND NOT frozen
-RETURNING {_ROW}
+RETURNING {ROW}
 """
 """Decide what the next delta is, durably, before its first byte is sent."""
 
 CONFIRM_AND_PLAN = f"""
 UPDATE outbox_shard
 SET done = next, done_floor = next_floor, done_xid = next_xid,
-    next = %(next)s, next_floor = %(floor)s, next_xid = pg_current_xact_id(), low = 0, delta = {_NEXT_DELTA}
-WHERE {{where}} AND epoch = %(epoch)s AND delta = %(delta)s AND next IS NOT NULL AND {_FLUSHED}
+    next = %(next)s, next_floor = %(floor)s, next_xid = pg_current_xact_id(), low = 0, delta = {NEXT_DELTA}
+WHERE {{where}} AND epoch = %(epoch)s AND delta = %(delta)s AND next IS NOT NULL AND {FLUSHED}
   AND {_UNBROKEN} AND NOT frozen
-RETURNING {_ROW}
+RETURNING {ROW}
 """
 """The whole delta is acknowledged; plan the following one in the same flush."""
 
@@ -73,7 +73,7 @@ UPDATE outbox_shard
 SET done = next, done_floor = next_floor, done_xid = next_xid,
     next = NULL, next_floor = NULL, next_xid = NULL, low = 0
 WHERE {{where}} AND epoch = %(epoch)s AND delta = %(delta)s AND next IS NOT NULL AND {_UNFLUSHED}
-RETURNING {_ROW}
+RETURNING {ROW}
 """
 """The whole delta is acknowledged and nothing follows yet."""
 
@@ -81,24 +81,24 @@ MARK_LOW = f"""
 UPDATE outbox_shard SET low = %(low)s
 WHERE {{where}} AND epoch = %(epoch)s AND delta = %(delta)s AND next IS NOT NULL AND low <= %(low)s
   AND {_UNFLUSHED}
-RETURNING {_ROW}
+RETURNING {ROW}
 """
 """Everything of this delta up to position `low` is acknowledged: a successor need not send it again."""
 
 PARK = f"""
 UPDATE outbox_shard SET low = %(low)s
 WHERE {{where}} AND epoch = %(epoch)s AND delta = %(delta)s AND next IS NOT NULL AND low <= %(low)s
-  AND {_FLUSHED}
-RETURNING {_ROW}
+  AND {FLUSHED}
+RETURNING {ROW}
 """
 """As MARK_LOW, in the transaction that sets the refused row at `low` aside: neither without the other."""
 
 PLAN_JOB = f"""
 UPDATE outbox_shard
-SET next = done, next_floor = done_floor, next_xid = done_xid, job = %(job)s, low = 0, delta = {_NEXT_DELTA}
-WHERE {{where}} AND epoch = %(epoch)s AND delta = %(delta)s AND next IS NULL AND NOT frozen AND {_FLUSHED}
-  AND {_EXAMINED}
-RETURNING {_ROW}
+SET next = done, next_floor = done_floor, next_xid = done_xid, job = %(job)s, low = 0, delta = {NEXT_DELTA}
+WHERE {{where}} AND epoch = %(epoch)s AND delta = %(delta)s AND next IS NULL AND NOT frozen AND {FLUSHED}
+  AND {EXAMINED}
+RETURNING {ROW}
 """
 """A delta that adds nothing to `done`: rows sent again for an operator, under numbers of its own. No look
 precedes it, so it names the server itself."""
@@ -107,58 +107,58 @@ CONFIRM_JOB = f"""
 UPDATE outbox_shard
 SET next = NULL, next_floor = NULL, next_xid = NULL, low = 0, job = NULL
 WHERE {{where}} AND epoch = %(epoch)s AND delta = %(delta)s AND next IS NOT NULL AND job = %(job)s
-  AND {_FLUSHED}
-RETURNING {_ROW}
+  AND {FLUSHED}
+RETURNING {ROW}
 """
 """The job's delta is over, in the transaction that writes down what became of its rows."""
 
 ADVANCE = f"""
 UPDATE outbox_shard
 SET done = %(next)s, done_floor = %(floor)s, done_xid = pg_current_xact_id()
-WHERE {{where}} AND epoch = %(epoch)s AND delta = %(delta)s AND next IS NULL AND {_FLUSHED}
+WHERE {{where}} AND epoch = %(epoch)s AND delta = %(delta)s AND next IS NULL AND {FLUSHED}
   AND {_UNBROKEN} AND NOT frozen
-RETURNING {_ROW}
+RETURNING {ROW}
 """
 """A look found nothing new: start the next look from its snapshot."""
 
 NEW_SOURCE = f"""
 UPDATE outbox_shard
 SET source = left(replace(gen_random_uuid()::text, '-', ''), 12), timeline = %(timeline)s,
-    delta = {_NEXT_DELTA}
-WHERE {{where}} AND epoch = %(epoch)s AND delta = %(delta)s AND next IS NULL AND {_FLUSHED}
-RETURNING {_ROW}
+    delta = {NEXT_DELTA}
+WHERE {{where}} AND epoch = %(epoch)s AND delta = %(delta)s AND next IS NULL AND {FLUSHED}
+RETURNING {ROW}
 """
 """Number from here on under a name never used before: a promoted standby may lack the last numbers."""
 
-READ_AGAIN = f"SELECT {_ROW} FROM outbox_shard WHERE {{where}} AND epoch = %(epoch)s"
+READ_AGAIN = f"SELECT {ROW} FROM outbox_shard WHERE {{where}} AND epoch = %(epoch)s"
 """The row as it is, if it is still ours."""
 
 SWITCH = f"""
 UPDATE outbox_shard SET mode = wanted_mode, wanted_mode = NULL, epoch = epoch + 1
 WHERE {{where}} AND epoch = %(epoch)s AND delta = %(delta)s AND wanted_mode = %(wanted)s
-  AND low = %(low)s AND (NOT frozen OR mode = wanted_mode) AND {_FLUSHED}
-RETURNING {_ROW}
+  AND low = %(low)s AND (NOT frozen OR mode = wanted_mode) AND {FLUSHED}
+RETURNING {ROW}
 """
 """Change how events are sent. The epoch fences whoever would go on as before."""
 
 COMMON_END = f"""
 UPDATE outbox_reshard SET upto = %(next)s, floor = %(floor)s, at_xid = pg_current_xact_id()
-WHERE upto IS NULL AND pg_visible_in_snapshot(frozen_by, %(next)s::pg_snapshot) AND {_FLUSHED}
+WHERE upto IS NULL AND pg_visible_in_snapshot(frozen_by, %(next)s::pg_snapshot) AND {FLUSHED}
   AND {_UNBROKEN}
 """
 """Where all shards end before their number changes: a look that saw them frozen, so none planned beyond."""
 
 PLAN_END = f"""
 UPDATE outbox_shard
-SET next = goal.upto, next_floor = goal.floor, next_xid = goal.at_xid, low = 0, delta = {_NEXT_DELTA}
+SET next = goal.upto, next_floor = goal.floor, next_xid = goal.at_xid, low = 0, delta = {NEXT_DELTA}
 FROM (SELECT upto, floor, at_xid FROM outbox_reshard WHERE upto::text = %(upto)s FOR SHARE) goal
-WHERE {{where}} AND epoch = %(epoch)s AND delta = %(delta)s AND next IS NULL AND frozen AND {_FLUSHED}
-  AND {_EXAMINED}
-RETURNING {_ROW}
+WHERE {{where}} AND epoch = %(epoch)s AND delta = %(delta)s AND next IS NULL AND frozen AND {FLUSHED}
+  AND {EXAMINED}
+RETURNING {ROW}
 """
 """The last delta before the number of shards changes. The lock keeps the end as it is until then."""
 
-READ = f"SELECT {_ROW} FROM outbox_shard WHERE shard = %(shard)s"
+READ = f"SELECT {ROW} FROM outbox_shard WHERE shard = %(shard)s"
 
 # Found by its place first: under somebody's old snapshot the row's dead versions pile up and a key look-up
 # walks all of them (0.16 → 7 ms after 150,000 updates).
@@ -300,7 +300,7 @@ class ShardRow:
 
     def _run(self, statement: str, values: dict[str, Any]) -> Progress | None:
         row = database.execute(self._connection, statement, values).fetchone()
-        return None if row is None else _progress(row)
+        return None if row is None else believed(row)
 
 
 def _fenced(state: Progress) -> Fenced:
@@ -320,7 +320,8 @@ def _seen(look: Look) -> dict[str, Any]:
     }
 
 
-def _progress(row: tuple[Any, ...]) -> Progress:
+def believed(row: tuple[Any, ...]) -> Progress:
+    """The columns of ROW as one value."""
     (ctid, shard, lo, hi, source, generation, epoch, delta, done, floor, xid, *planned, low) = row[:-4]
     mode, wanted, frozen, job = row[-4:]
     following, next_floor, next_xid = planned

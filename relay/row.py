@@ -18,6 +18,7 @@ KEY: Final = 3
 PAYLOAD: Final = 4
 ID: Final = 5
 TYPE: Final = 6
+HEADERS: Final = 7
 
 COLUMNS = """position,
     CASE WHEN isfinite(occurred_at)

@@ -15,6 +15,7 @@ from relay.look import Look, Looker
 from relay.outgoing import Outgoing, page
 from relay.parking.parking import Parking, Withheld
 from relay.parking.release import Release
+from relay.planner import Planner
 from relay.producers import Producer, Refused, TopicRefused
 from relay.progress import RELEASE, TRANSACTIONAL, Frozen, Progress, ShardRow
 from relay.reader import DeltaReader, PlanMissing
@@ -100,6 +101,9 @@ class Tenure:
         self._switch_at = switch_at
         rows = config.transaction_rows if self._transactional else config.chunk_rows
         self._looker = Looker(connection, limit=config.look_rows, buckets=state.buckets)
+        self._planner = Planner(
+            connection, server=self._server, limit=config.look_rows, buckets=state.buckets
+        )
         self._ending = Ending(connection, row, self._server)
         self._reader = DeltaReader(reading, rows=rows, bytes_=config.chunk_bytes)
         self._topics = Topics(
@@ -164,20 +168,30 @@ class Tenure:
         if self._has_job():
             return self._carry_job()
         self._live_turn = True
-        look = None if self._ending.waits else self._looker.look(self.state.next or self.state.done)
-        if look is not None and look.server != self._server:
+        if self._ending.waits:
+            return self._end(None)
+        look, planned = self._look()
+        if look.server != self._server:
             raise OutcomeUnknown("the connection leads to another server than the one that was examined")
-        if look is None or look.resharding:
-            return self._end(look)
-        if look.empty:
-            return Did(0, self._idle(look, slow=time.monotonic() - began > SLOW_LOOK))
-        move = self._row.confirm_and_plan if self._sent else self._row.plan
-        self.state, self._sent, self._noted_low = move(self.state, look), False, 0
+        if planned is None:
+            if look.resharding:
+                return self._end(look)
+            if look.empty:
+                return Did(0, self._idle(look, slow=time.monotonic() - began > SLOW_LOOK))
+            # A wish was written into the row, so it is in another place; or it is no longer ours.
+            planned = (self._row.confirm_and_plan if self._sent else self._row.plan)(self.state, look)
+        self.state, self._sent, self._noted_low = planned, False, 0
         hooks.fire(points.PLANNED, shard=self.state.shard, delta=self.state.delta)
         pages = self._read() if look.rows is None else page(look.rows)
         published = self._send(pages)
         self._busy_at = time.monotonic()
         return Did(published, 0.0)
+
+    def _look(self) -> tuple[Look, Progress | None]:
+        """What is new, and the row with its plan; without one while the number of shards is being changed."""
+        if self.state.frozen:
+            return self._looker.look(self.state.next or self.state.done), None
+        return self._planner.look(self.state, sent=self._sent)
 
     def finish(self) -> None:
         """Before a clean end: write down what is acknowledged, so that a successor repeats nothing."""

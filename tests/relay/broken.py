@@ -8,6 +8,7 @@ from typing import Any
 import relay.database
 import relay.lease
 import relay.outgoing
+import relay.planner
 import relay.producers
 import relay.producers.clearance
 import relay.producers.sequenced
@@ -68,8 +69,8 @@ def forgets_the_plan() -> None:
 
 def confirms_before_it_sends() -> None:
     """A plan counts as sent."""
-    relay.progress.PLAN = relay.progress.PLAN.replace(
-        "SET next", "SET done = %(next)s, done_floor = %(floor)s, done_xid = pg_current_xact_id(), next"
+    relay.planner.LOOK_AND_PLAN = relay.planner.LOOK_AND_PLAN.replace(
+        "SET next", "SET done = seen, done_floor = floor, done_xid = pg_current_xact_id(), next"
     )
 
 
@@ -112,9 +113,12 @@ def believes_its_claim() -> None:
 
 def thinks_it_is_sequenced() -> None:
     """Its mode stands in its configuration."""
-    for name in ("_ROW", "CLAIM", "PLAN", "CONFIRM_AND_PLAN", "CONFIRM", "MARK_LOW"):
+    for name in ("ROW", "CLAIM", "PLAN", "CONFIRM_AND_PLAN", "CONFIRM", "MARK_LOW"):
         statement = getattr(relay.progress, name).replace("low, mode,", "low, 'sequenced' AS mode,")
         setattr(relay.progress, name, statement)
+    for name in ("LOOK_AND_PLAN", "LOOK_CONFIRM_AND_PLAN"):
+        statement = getattr(relay.planner, name).replace("low, mode,", "low, 'sequenced' AS mode,")
+        setattr(relay.planner, name, statement)
     relay.takeover.WHO = relay.takeover.WHO.replace("s.mode", "'sequenced'")
 
 

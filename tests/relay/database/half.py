@@ -8,9 +8,10 @@ import psycopg
 from psycopg.rows import TupleRow
 
 from relay.config import RelayConfig
-from relay.database import Database
+from relay.database import SERVER, Database
 from relay.lease import Lease
 from relay.look import Looker
+from relay.planner import Planner
 from relay.progress import Progress, ShardRow
 from relay.reader import DeltaReader
 from relay.row import ID, Row
@@ -69,6 +70,9 @@ class Half:
             raise
         self.row = ShardRow(self.connection, number)
         self.looker = Looker(self.connection, limit=limit, buckets=buckets)
+        (server,) = self.connection.execute(f"SELECT {SERVER}").fetchone() or ()
+        self._server, self._limit = server, limit
+        self.planner = Planner(self.connection, server=server, limit=limit, buckets=buckets)
         self.reader = DeltaReader(self.reading, rows=rows, bytes_=bytes_)
 
     def chunks(self, state: Progress) -> list[list[Row]]:
@@ -78,6 +82,10 @@ class Half:
     def planned(self, state: Progress) -> list[str]:
         """Ids of the planned delta above `low`, as the reader finds them."""
         return [id_ for chunk in self.chunks(state) for id_ in ids(chunk)]
+
+    def planner_of(self, state: Progress) -> Planner:
+        """For the shard that `state` is of."""
+        return Planner(self.connection, server=self._server, limit=self._limit, buckets=state.buckets)
 
     def close(self) -> None:
         self.connection.close()

@@ -150,6 +150,8 @@ class Schedule:
             self._send(owner, state)
         elif owner.sent and self._choose.random() < 0.4:
             self._move(owner, lambda half: half.row.confirm(state))
+        elif self._choose.random() < 0.5:
+            self._look_and_plan(owner, state)
         else:
             look = owner.half.looker.look(state.next or state.done)
             if look.rows == [] and state.next is None:
@@ -162,6 +164,25 @@ class Schedule:
             self._move(owner, lambda half: half.row.confirm_and_plan(state, look))
         else:
             self._move(owner, lambda half: half.row.plan(state, look))
+        self._believe(owner, look)
+
+    def _look_and_plan(self, owner: Owner, state: Progress) -> None:
+        sent, looks = owner.sent, list[Look]()
+
+        def move(half: Half) -> Progress:
+            look, planned = half.planner.look(state, sent=sent)
+            looks.append(look)
+            if planned is None and not look.empty:
+                planned = (half.row.confirm_and_plan if sent else half.row.plan)(state, look)
+            return planned or state
+
+        self._move(owner, move)
+        if owner.state is state:
+            owner.sent = sent
+        elif owner.state is not None:
+            self._believe(owner, looks[0])
+
+    def _believe(self, owner: Owner, look: Look) -> None:
         if owner.state is not None and look.rows is not None:
             owner.memory = [(row[POSITION], row[ID].decode()) for row in look.rows]
         if owner.state is not None and self._choose.random() < 0.5:

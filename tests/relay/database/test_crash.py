@@ -13,7 +13,7 @@ import pytest
 from outbox.errors import Fenced
 from outbox.storage import ddl
 from outbox.testing.servers import PostgresServer, start_postgres
-from relay import progress
+from relay import planner, progress
 from relay.progress import Progress
 from relay.snapshot import Snapshot
 from tests.conftest import create_engine
@@ -118,10 +118,11 @@ def lose_a_plan(machine: Machine) -> tuple[list[str], Progress]:
     state = half.row.claim()
     machine.stop_background_flushes()
     written = machine.write_unflushed(10)
-    state = half.row.plan(state, half.looker.look(state.done))
+    _, planned = half.planner.look(state, sent=False)
+    assert planned is not None
     half.close()
     machine.crash()
-    return written, state
+    return written, planned
 
 
 def test_what_is_planned_survives_although_nobody_else_waits_for_the_disk(machine: Machine) -> None:
@@ -135,9 +136,9 @@ def test_what_is_planned_survives_although_nobody_else_waits_for_the_disk(machin
 def test_a_plan_that_does_not_wait_for_the_disk_would_publish_ghosts(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    naive = progress.PLAN.replace(progress._FLUSHED, "true")
-    assert naive != progress.PLAN
-    monkeypatch.setattr(progress, "PLAN", naive)
+    naive = planner.LOOK_AND_PLAN.replace(progress.FLUSHED, "true")
+    assert naive != planner.LOOK_AND_PLAN
+    monkeypatch.setattr(planner, "LOOK_AND_PLAN", naive)
     written, _ = lose_a_plan(machine)
     assert not machine.existing() & set(written), "sent, and never committed"
 

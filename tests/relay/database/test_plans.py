@@ -229,6 +229,23 @@ def test_every_move_of_the_row_finds_it_by_its_place(filled: Filled) -> None:
         assert plan.buffers <= 30, f"{name}: {plan}"
 
 
+@pytest.mark.parametrize("sent", [False, True], ids=["plan", "confirm and plan"])
+def test_a_look_that_plans(filled: Filled, sent: bool) -> None:
+    half = filled.half
+    state = half.row.claim()
+    if not sent:
+        state = half.row.confirm(state)
+    with psycopg.connect(filled.url) as session:
+        write(session, 3)
+    plan = plan_of(half.connection, lambda: half.planner.look(state, sent=sent))
+    on_its_indexes(plan, FEW_PAGES + 30)
+    assert plan.kinds("outbox_shard") == {"ModifyTable", "Tid Scan"}, plan
+    state = half.row.read(state)
+    nothing = plan_of(half.connection, lambda: half.planner.look(state, sent=True))
+    [found] = [n for n in nothing.nodes() if n["Node Type"] == "Tid Scan"]
+    assert found["Actual Loops"] == 0, "where nothing is new the row is not even looked for"
+
+
 def test_a_claim_and_the_lease_find_their_row_by_key(filled: Filled) -> None:
     connection = filled.half.connection
     claim = plan_of(connection, filled.half.row.claim)

@@ -20,7 +20,7 @@ from tests.relay.database.memory_broker import MemoryBroker
 WAITING = """
 SELECT count(*) = {} FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()
 """
-ROW = f"SELECT {progress._ROW} FROM outbox_shard"
+ROW = f"SELECT {progress.ROW} FROM outbox_shard"
 
 Own = Callable[..., Half]
 

@@ -9,7 +9,7 @@ import pytest
 from outbox.errors import GuardViolation
 from outbox.testing.servers import postgres_copies, start_postgres
 from outbox.testing.servers.postgres import OwnPostgres, Settings
-from relay import progress
+from relay import planner, progress
 from relay.disaster.rebase import Rebase
 from tests.relay.database.half import drain, shard
 from tests.relay.database.memory_broker import MemoryBroker
@@ -155,9 +155,9 @@ def test_after_a_restored_volume_snapshot_numbers_follow_the_clock(
 def test_numbers_that_only_count_would_hide_the_new_events(
     alone: OwnPostgres, install: Install, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("PLAN", "CONFIRM_AND_PLAN"):
-        counting = getattr(progress, name).replace(progress._NEXT_DELTA, "delta + 1")
-        monkeypatch.setattr(progress, name, counting)
+    for name in ("LOOK_AND_PLAN", "LOOK_CONFIRM_AND_PLAN"):
+        counting = getattr(planner, name).replace(progress.NEXT_DELTA, "delta + 1")
+        monkeypatch.setattr(planner, name, counting)
     here = install(alone)
     _, after = set_back(alone, here, broker)
     here.publish(broker)
@@ -170,9 +170,9 @@ def test_with_a_clock_that_went_back_too_the_identity_alone_gives_a_new_source(
     alone: OwnPostgres, install: Install, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What cannot be noticed is the operator's to say: the volume was set back."""
-    for name in ("PLAN", "CONFIRM_AND_PLAN"):
-        counting = getattr(progress, name).replace(progress._NEXT_DELTA, "delta + 1")
-        monkeypatch.setattr(progress, name, counting)
+    for name in ("LOOK_AND_PLAN", "LOOK_CONFIRM_AND_PLAN"):
+        counting = getattr(planner, name).replace(progress.NEXT_DELTA, "delta + 1")
+        monkeypatch.setattr(planner, name, counting)
     here = install(alone)
     before, after = set_back(alone, here, broker)
     assert Rebase(here.url, identity_only=True).run().changed

@@ -113,7 +113,11 @@ class ReshardSchedule(Schedule):
             self._shift(owner, lambda: row.advance(state, look))
         elif look.rows != []:
             move = row.confirm_and_plan if owner.sent else row.plan
-            self._shift(owner, lambda: move(state, look))
+            if self._choose.random() < 0.5:
+                self._shift(owner, lambda: move(state, look))
+            else:
+                sent, planner = owner.sent, owner.half.planner_of(state)
+                self._shift(owner, lambda: planner.look(state, sent=sent)[1] or move(state, look))
 
     def _shift(self, owner: Owner, move: Callable[[], Progress], *, late: bool = True) -> None:
         """Answered, run twice, lost after it took effect, or late."""

@@ -4,7 +4,7 @@ import pytest
 
 from outbox.storage import bucket, ring
 from outbox.storage.ddl import steps
-from relay import look, reader
+from relay import look, planner, reader
 from relay import ring as turning
 from tests.relay.conftest import Connect
 from tests.relay.database.half import Half, Session, drain, ids, shard, write
@@ -55,15 +55,22 @@ def test_one_shard_asks_for_no_bucket(half: Half, writer: Session, monkeypatch: 
     def never(_statement: str) -> str:
         raise AssertionError("this costs 55 ns a row")
 
-    for module in (look, reader):
+    for module in (look, planner, reader):
         monkeypatch.setattr(module, "of_buckets", never)
     written = write(writer, 3)
     state = half.row.claim()
-    found = half.looker.look(state.done)
-    assert ids(found.rows) == written == half.planned(half.row.plan(state, found))
+    assert ids(half.looker.look(state.done).rows) == written
+    found, planned = half.planner.look(state, sent=False)
+    assert planned is not None
+    assert ids(found.rows) == written == half.planned(planned)
     assert (
         "hashtext"
-        not in look.LOOK + reader.CHUNK + reader.LARGE_CHUNK + reader.FEW_STRAGGLERS + reader.MANY_STRAGGLERS
+        not in look.LOOK
+        + planner.LOOK_CONFIRM_AND_PLAN
+        + reader.CHUNK
+        + reader.LARGE_CHUNK
+        + reader.FEW_STRAGGLERS
+        + reader.MANY_STRAGGLERS
     )
 
 
