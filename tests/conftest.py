@@ -29,8 +29,10 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # around the time-out too: waiting for one's turn is no failure
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    with turns.turn(item):
+def pytest_runtest_protocol(
+    item: pytest.Item, nextitem: pytest.Item | None
+) -> Generator[None, object, object]:
+    with turns.turn(item, nextitem):
         return (yield)
 
 
@@ -54,7 +56,7 @@ def _without_server() -> Generator[None]:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
     """This worker's PostgreSQL. Whoever kills or reconfigures a server starts another one."""
-    with start_postgres() as server:
+    with start_postgres(memory=True) as server:
         yield server
 
 

@@ -8,7 +8,7 @@ has left. The kernel frees both locks when a worker dies.
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -27,15 +27,28 @@ def workers(config: pytest.Config) -> int:
     return len(os.sched_getaffinity(0)) + 1
 
 
+_kept: ExitStack | None = None
+"""The room, between two tests marked `alone` that follow each other: others would have to leave it again."""
+
+
 @contextmanager
-def turn(item: pytest.Item) -> Iterator[None]:
+def turn(item: pytest.Item, following: pytest.Item | None) -> Iterator[None]:
     """While inside, no other worker runs a test marked `alone`; none runs any if this one is marked."""
+    global _kept
     if not hasattr(item.config, "workerinput"):
         yield
         return
-    alone = item.get_closest_marker("alone") is not None
-    with _locked(ROOM, fcntl.LOCK_EX if alone else fcntl.LOCK_SH):
+    kept, _kept = _kept, None
+    with kept or ExitStack() as inside:
+        if kept is None:
+            inside.enter_context(_locked(ROOM, fcntl.LOCK_EX if _alone(item) else fcntl.LOCK_SH))
         yield
+        if _alone(item) and following is not None and _alone(following):
+            _kept = inside.pop_all()
+
+
+def _alone(item: pytest.Item) -> bool:
+    return item.get_closest_marker("alone") is not None
 
 
 @contextmanager
