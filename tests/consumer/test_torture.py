@@ -9,7 +9,7 @@ from outbox.consumer.identity import BrokerIdentities
 from tests.consumer.stage import PROTOCOLS
 from tests.consumer.torture.campaign import Campaign, Servers, servers
 
-SECONDS = float(os.environ.get("OUTBOX_TORTURE_SECONDS", "15"))
+SECONDS = float(os.environ.get("OUTBOX_TORTURE_SECONDS", "8"))
 SEED = int(os.environ.get("OUTBOX_TORTURE_SEED", "1"))
 
 
@@ -49,5 +49,5 @@ def test_effects_stay_exactly_once_and_in_order_whatever_is_done_to_members_data
 def test_the_same_torture_breaks_a_consumer_whose_offset_is_committed_apart(stand: Servers) -> None:
     """A blow has to fall between two commits: mostly the first stretch sees one."""
     orders = {"break": "offset_apart"}
-    verdicts = (Campaign(stand, "eager", SEED + 1 + n, 3, **orders).run(SECONDS / 2) for n in range(3))
+    verdicts = (Campaign(stand, "eager", SEED + 1 + n, 3, **orders).run(SECONDS) for n in range(3))
     assert any(verdict.faults for verdict in verdicts)

@@ -4,13 +4,17 @@ The coordinator takes such partitions for deleted and forgets them (KAFKA-20734)
 hidden, what was aborted stays open, and the next transaction's end decides about either.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from signal import SIGCONT, SIGKILL
+from typing import Protocol
+from uuid import uuid4
 
 import pytest
 from confluent_kafka.cimpl import NewTopic
 
-from outbox.testing.servers import KafkaServer, start_kafka
+from outbox.testing.servers import KafkaServer, PostgresServer, start_kafka
+from outbox.testing.servers.kafka import Partition
 from tests.relay.conftest import StartRelay
 from tests.relay.process import RelayProcess
 from tests.relay.scene import Scene, until
@@ -29,99 +33,117 @@ def cluster() -> Iterator[KafkaServer]:
         yield kafka
 
 
+class Lay(Protocol):
+    """Lays a scene out on that cluster; what `alone` names lies on the second broker only."""
+
+    def __call__(self, alone: str) -> Scene: ...
+
+
 @pytest.fixture
-def fragile(cluster: KafkaServer, scene: Scene) -> Iterator[Scene]:
-    """The scene on that cluster; what `alone` names lies on the second broker only."""
-    scene.bootstrap = scene.settings["OUTBOX_KAFKA_BOOTSTRAP_SERVERS"] = cluster.bootstrap
-    yield scene
+def lay(cluster: KafkaServer, postgres: PostgresServer, template: str) -> Iterator[Lay]:
+    """Several scenes, each in a database of its own, share one death of the broker."""
+    with ExitStack() as over:
+
+        def one(alone: str) -> Scene:
+            name = f"outbox_{uuid4().hex[:12]}"
+            url = postgres.database(name, template=template)
+            over.callback(postgres.drop, name)
+            scene = over.enter_context(Scene(url, cluster.bootstrap, f"events.{uuid4().hex[:12]}"))
+            for topic, partitions in {scene.topic: 3, scene.value(PROGRESS): 1}.items():
+                what = "events" if topic == scene.topic else "progress"
+                replicas = [[2] if alone in (what, "both") else [1, 3]] * partitions
+                config = {"cleanup.policy": "compact"} if what == "progress" else {}
+                config["min.insync.replicas"] = "1"
+                new = NewTopic(topic, num_partitions=partitions, replica_assignment=replicas, config=config)
+                cluster.admin.create_topics([new])[topic].result(30)
+            return scene
+
+        yield one
     if not cluster.brokers[1].running:
         cluster.brokers[1].start()
 
 
-def lay(cluster: KafkaServer, scene: Scene, alone: str) -> list[str]:
-    """Make the topics; those on the second broker alone."""
-    there = {"events": [scene.topic], "progress": [scene.value(PROGRESS)]}
-    fragile = there["events"] + there["progress"] if alone == "both" else there[alone]
-    for (name,), partitions in ((there["events"], 3), (there["progress"], 1)):
-        config = {"cleanup.policy": "compact"} if [name] == there["progress"] else {}
-        config["min.insync.replicas"] = "1"
-        replicas = [[2] if name in fragile else [1, 3]] * partitions
-        topic = NewTopic(name, num_partitions=partitions, replica_assignment=replicas, config=config)
-        cluster.admin.create_topics([topic])[name].result(30)
-    return fragile
+def leave_without_leader(cluster: KafkaServer, *scenes: Scene) -> None:
+    """What lies on the second broker alone."""
+    topics = [topic for scene in scenes for topic in (scene.topic, scene.value(PROGRESS))]
 
+    def places(topic: str) -> Iterable[Partition]:
+        return cluster.admin.list_topics(topic, timeout=10).topics[topic].partitions.values()
 
-def leave_without_leader(cluster: KafkaServer, topics: list[str]) -> None:
-    def leaderless() -> bool:
-        found = [cluster.admin.list_topics(topic, timeout=10).topics[topic] for topic in topics]
-        return all(place.leader == -1 for topic in found for place in topic.partitions.values())
-
+    fragile = [topic for topic in topics if all(place.replicas == [2] for place in places(topic))]
+    assert len(fragile) >= len(scenes)
     cluster.brokers[1].kill()
-    until(leaderless, 30, lambda: f"{topics} still have leaders")
+    until(
+        lambda: all(place.leader == -1 for topic in fragile for place in places(topic)),
+        30,
+        lambda: f"{fragile} still have leaders",
+    )
 
 
 def in_the_midst(scene: Scene, start: StartRelay, sabotage: str | None = None) -> RelayProcess:
     """A relay that is frozen with a whole transaction at the brokers, uncommitted."""
     scene.transactional()
     scene.write(100)
-    relay = start(lease="60", strike="relay.settled 4 STOP", sabotage=sabotage)
+    relay = start(**at(scene, lease="60"), strike="relay.settled 4 STOP", sabotage=sabotage)
     scene.write(100)
     relay.wait_frozen()
     return relay
 
 
+def at(scene: Scene, **changes: str) -> dict[str, str]:
+    """The scene as settings of `start`."""
+    return {name.removeprefix("OUTBOX_").lower(): value for name, value in scene.settings.items()} | changes
+
+
+def successor(scene: Scene, start: StartRelay, sabotage: str | None = None) -> RelayProcess:
+    scene.session.execute("UPDATE outbox_lease SET lease_until = now() - interval '1 second'")
+    return start(**at(scene, instance="successor"), sabotage=sabotage)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("alone", ["events", "progress", "both"])
 def test_what_is_committed_is_seen_once_though_its_markers_were_forgotten(
-    cluster: KafkaServer, fragile: Scene, start: StartRelay, alone: str
+    cluster: KafkaServer, lay: Lay, start: StartRelay
 ) -> None:
-    topics = lay(cluster, fragile, alone)
-    relay = in_the_midst(fragile, start)
-    leave_without_leader(cluster, topics)
-    before = relay.count("relay.acknowledged")
-    relay.send(SIGCONT)
-    relay.wait_for("relay.acknowledged", before + 1)
-    relay.send(SIGKILL)
+    """Of the events, of the record of progress, of both."""
+    scenes = {alone: lay(alone) for alone in ("events", "progress", "both")}
+    relays = [in_the_midst(scene, start) for scene in scenes.values()]
+    leave_without_leader(cluster, *scenes.values())
+    before = [relay.count("relay.acknowledged") for relay in relays]
+    for relay in relays:
+        relay.send(SIGCONT)
+    for relay, count in zip(relays, before, strict=True):
+        relay.wait_for("relay.acknowledged", count + 1)
+        relay.send(SIGKILL)
     cluster.brokers[1].start()
-    fragile.session.execute("UPDATE outbox_lease SET lease_until = now() - interval '1 second'")
-    start(instance="successor")
-    fragile.write(50)
-    fragile.wait_until_through()
-    assert fragile.plain_complaints() == []
+    for scene in scenes.values():
+        successor(scene, start)
+        scene.write(50)
+    for alone, scene in scenes.items():
+        scene.wait_until_through()
+        assert scene.plain_complaints() == [], alone
 
 
-def aborted_without_leader(
-    cluster: KafkaServer, scene: Scene, start: StartRelay, sabotage: str | None
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_what_was_aborted_is_seen_once_and_whoever_trusts_the_brokers_shows_it(
+    cluster: KafkaServer, lay: Lay, start: StartRelay
 ) -> None:
     """A successor aborts what its predecessor had begun, while the events' topic has no leader."""
-    topics = lay(cluster, scene, "events")
-    in_the_midst(scene, start).send(SIGKILL)
-    leave_without_leader(cluster, topics)
-    scene.session.execute("UPDATE outbox_lease SET lease_until = now() - interval '1 second'")
-    successor = start(instance="successor", sabotage=sabotage)
-    successor.wait_for("relay.taken_over")
+    ours, naive = scenes = lay("events"), lay("events")
+    for scene in scenes:
+        in_the_midst(scene, start).send(SIGKILL)
+    leave_without_leader(cluster, *scenes)
+    successors = [successor(ours, start), successor(naive, start, "trusts_the_brokers")]
+    for relay in successors:
+        relay.wait_for("relay.taken_over")
     cluster.brokers[1].start()
-    scene.write(50)
-    scene.wait_until_through()
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(180)
-def test_what_was_aborted_is_seen_once_though_its_markers_were_forgotten(
-    cluster: KafkaServer, fragile: Scene, start: StartRelay
-) -> None:
-    aborted_without_leader(cluster, fragile, start, None)
-    assert fragile.plain_complaints() == []
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(180)
-def test_whoever_trusts_the_brokers_shows_what_was_aborted(
-    cluster: KafkaServer, fragile: Scene, start: StartRelay
-) -> None:
-    aborted_without_leader(cluster, fragile, start, "trusts_the_brokers")
-    assert any("came again" in complaint for complaint in fragile.plain_complaints())
+    for scene in scenes:
+        scene.write(50)
+    for scene in scenes:
+        scene.wait_until_through()
+    assert ours.plain_complaints() == []
+    assert any("came again" in complaint for complaint in naive.plain_complaints())
 
 
 LEAVE = {
@@ -137,20 +159,20 @@ LEAVE = {
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("what", LEAVE)
 def test_a_shard_that_leaves_its_mode_or_generation_leaves_nothing_open_behind(
-    cluster: KafkaServer, fragile: Scene, start: StartRelay, what: str
+    cluster: KafkaServer, lay: Lay, start: StartRelay, what: str
 ) -> None:
     """In mode sequenced nobody looks for transactions, and a later generation does not know what of an
     earlier one was committed: readers would stand before this one for ever, or never see it."""
-    topics = lay(cluster, fragile, "events")
-    relay = in_the_midst(fragile, start, sabotage="impatient")
-    leave_without_leader(cluster, topics)
+    scene = lay("events")
+    relay = in_the_midst(scene, start, sabotage="impatient")
+    leave_without_leader(cluster, scene)
     relay.send(SIGCONT)
-    fragile.wait_until_through()
+    scene.wait_until_through()
     ask, done = LEAVE[what]
-    fragile.session.execute(ask.encode())
+    scene.session.execute(ask.encode())
     until(lambda: "has no leader" in relay.log, 30, lambda: relay.log[-3000:])
     cluster.brokers[1].start()
-    fragile.wait(done)
-    fragile.write(50)
-    fragile.wait_until_through()
-    assert fragile.plain_complaints() == []
+    scene.wait(done)
+    scene.write(50)
+    scene.wait_until_through()
+    assert scene.plain_complaints() == []

@@ -13,7 +13,7 @@ from tests.relay.kafka import troubles
 from tests.relay.scene import Scene
 
 SEED = int(os.environ.get("RELAY_TORTURE_SEED", "20"))
-SECONDS = float(os.environ.get("RELAY_TORTURE_SECONDS", "10"))
+SECONDS = float(os.environ.get("RELAY_TORTURE_SECONDS", "7"))
 """Longer: RELAY_TORTURE_SECONDS=600 RELAY_TORTURE_SEED=7 pytest tests/relay/kafka/test_torture.py"""
 
 Judge = Callable[[Sequence[wire.Arrived], Sequence[tuple[str, str | None]]], list[str]]

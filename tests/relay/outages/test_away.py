@@ -15,7 +15,7 @@ from tests.relay.outages.strain import Strain, resident
 from tests.relay.process import RelayProcess
 from tests.relay.scene import THROUGH, Scene, until
 
-AWAY = 12.0
+AWAY = 8.0
 """Seconds of an outage in the suite; `python -m tests.relay.outages` takes as many as it is told."""
 
 

@@ -17,9 +17,8 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mover, "BATCH", 7)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_each_event_is_moved_once_or_cancelled_and_keys_keep_their_order(database: str, seed: int) -> None:
-    campaign = Campaign(database, seed)
+def test_each_event_is_moved_once_or_cancelled_and_keys_keep_their_order(database: str) -> None:
+    campaign = Campaign(database, seed=1)
     campaign.run(4.0)
     assert campaign.complaints() == [], campaign.tally
     assert campaign.cancelled, campaign.tally
