@@ -127,6 +127,10 @@ class Inquiry:
             raise TopicRefused(topic, explained(found.error), mendable=found.error.code() in OF_TOPIC)
         raise Interrupted(f"topic {topic!r}: {found.error.str()}")
 
+    def topic(self, client: AdminClient, name: str) -> Any:
+        """What the brokers know of one topic. Raises KafkaException while none answers."""
+        return self.answer(_asked(lambda: client.list_topics(name, METADATA_TIMEOUT))).topics[name]
+
     def make_sure(self, client: Producer, seen: dict[str, int], targets: Iterable[Target]) -> None:
         """Send nothing to a topic before it was `seen` by this client with all the partitions needed.
 

@@ -71,7 +71,7 @@ class Ledger:
         admin = self._ranges.admin
         there = 0
         try:
-            found = admin.list_topics(self.topic, timeout=METADATA_TIMEOUT).topics[self.topic]
+            found = self._inquiry.topic(admin, self.topic)
             if found.error is not None and found.error.code() not in UNKNOWN:
                 raise KafkaException(found.error)
             if found.error is not None or not found.partitions:
@@ -131,10 +131,9 @@ class Ledger:
 
     def _make_sure(self) -> None:
         try:
-            known = self._ranges.admin.list_topics(self.topic, timeout=METADATA_TIMEOUT)
+            found = self._inquiry.topic(self._ranges.admin, self.topic)
         except KafkaException as error:
             raise Interrupted(f"topic {self.topic}: {error.args[0].str()}") from error
-        found = known.topics[self.topic]
         if found.error is not None or self.shard not in found.partitions:
             raise self._lost()
 

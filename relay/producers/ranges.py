@@ -47,7 +47,7 @@ class Ranges:
         found = set()
         for name in {topic for topic, _ in targets}:
             try:
-                topic = self.admin.list_topics(name, timeout=METADATA_TIMEOUT).topics[name]
+                topic = self._inquiry.topic(self.admin, name)
             except KafkaException as error:
                 raise Interrupted(f"topic {name}: {error.args[0].str()}") from error
             if topic.error is None:

@@ -10,7 +10,7 @@ from relay.producers import Interrupted
 from relay.producers.inquiry import METADATA_TIMEOUT, Inquiry
 
 
-@pytest.mark.parametrize("question", ["metadata", "policies"])
+@pytest.mark.parametrize("question", ["metadata", "policies", "topic"])
 def test_a_question_to_frozen_brokers_is_dropped_when_told_to_stop(question: str) -> None:
     with start_mock_kafka() as mock:
         properties = {"bootstrap.servers": mock.bootstrap, "log_level": 0}
@@ -21,6 +21,8 @@ def test_a_question_to_frozen_brokers_is_dropped_when_told_to_stop(question: str
         with pytest.raises(Interrupted, match="told to stop"):
             if question == "metadata":
                 inquiry.metadata(client, None)
+            elif question == "topic":
+                inquiry.topic(inquiry.admin(), "orders")
             else:
                 inquiry.policies(["orders"])
         assert time.monotonic() - began < METADATA_TIMEOUT - 1
