@@ -61,6 +61,10 @@ campaign-hops: $(STAMP) ## four services in a row, everything killed for SECONDS
 	@OUTBOX_HOPS_SECONDS=$(or $(SECONDS),300) OUTBOX_HOPS_SEED=$(or $(SEED),1) \
 		$(BIN)/python -m pytest -n0 -q tests/consumer/test_hops.py
 
+.PHONY: campaign-pipe
+campaign-pipe: $(STAMP) ## kill brokers under pipes and count the results (ARGS="--seconds 240 --brokers 3")
+	@$(BIN)/python -m tests.consumer.pipe_campaign $(ARGS)
+
 .PHONY: campaign-shards
 campaign-shards: $(STAMP) ## change the number of shards under writers, kills and crashes: ARGS="--seconds 600"
 	@$(BIN)/python -m tests.relay.sharding.campaign $(ARGS)
