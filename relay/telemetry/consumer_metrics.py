@@ -104,8 +104,8 @@ def _of_states(states: Sequence[StateHealth]) -> Iterable[Family]:
         "Records that could not be read or are of another type.",
     )
     repeats = Family("outbox_state_repeats_total", "counter", "Records not newer than what their key holds.")
-    for state in states:
-        labels = {"topics": ",".join(state.topics)}
+    for number, state in enumerate(states):
+        labels = {"state": number, "topics": ",".join(state.topics)}
         ready.add(state.ready, **labels)
         trouble.add(len(state.trouble), **labels)
         keys.add(state.keys, **labels)

@@ -99,7 +99,7 @@ def test_a_pipe_is_run_and_answers_probes_and_prometheus_with_a_state_beside_it(
         assert (ready["members"], [state["ready"] for state in ready["states"]]) == (2, [True])
         measured = answer(port, "/metrics")[1]
         # None of them is an event of the State: each is skipped and counted.
-        assert f'outbox_state_skipped_records_total{{topics="{piped.stage.topic}"}} 6\n' in measured
+        assert f'outbox_state_skipped_records_total{{state="0",topics="{piped.stage.topic}"}} 6\n' in measured
         assert 'outbox_consumer_brokers_up{group="' in measured
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0

@@ -1,5 +1,6 @@
 """What people and tools see of a consumer is true, costs no question to a broker, and names what is wrong."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -19,7 +20,7 @@ from confluent_kafka import KafkaError, Producer, TopicPartition
 from sqlalchemy.orm import Session
 
 from outbox import Retry
-from outbox.consumer import Consumer, PartitionHealth, Record
+from outbox.consumer import Consumer, PartitionHealth, Record, StateHealth
 from outbox.consumer import Health as ConsumerHealth
 from outbox.consumer.mirror import Mirror
 from outbox.consumer.partition import Partition
@@ -240,6 +241,18 @@ def test_every_metric_is_explained_in_the_documentation() -> None:
     names = set(re.findall(r"outbox_(?:consumer|state)_\w+", PAGE.read_text()))
     families = consumer_metrics.families(ConsumerHealth(group="g", members=()))
     assert {family.name for family in families} == names
+
+
+def test_two_states_of_the_same_topics_are_told_apart() -> None:
+    one = StateHealth(topics=("a", "b"), ready=True, keys=1, lag=0, skipped=0, repeats=0, trouble=())
+    page = consumer_metrics.page(
+        ConsumerHealth(group="g", members=()), [one, dataclasses.replace(one, keys=2)]
+    )
+    assert (
+        'outbox_state_keys{state="0",topics="a,b"} 1\noutbox_state_keys{state="1",topics="a,b"} 2\n' in page
+    )
+    samples = [line.rsplit(" ", 1)[0] for line in page.splitlines() if not line.startswith("#")]
+    assert len(samples) == len(set(samples)), "Prometheus refuses a page that says something twice"
 
 
 def test_prometheus_own_checker_has_nothing_to_say(stage: Stage) -> None:
