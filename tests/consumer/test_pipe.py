@@ -21,6 +21,7 @@ from tests.consumer import pipes
 from tests.consumer.conftest import StageFactory
 from tests.consumer.pipes import Piped
 from tests.consumer.stage import PROTOCOLS, SHORT, Stage, Witness, eventually
+from tests.consumer.test_position import made_again
 from tests.nursery import Child
 from tests.relay import wire
 
@@ -343,6 +344,29 @@ def test_a_group_that_begins_at_the_end_writes_that_down_before_anything_comes(p
     with at_work(piped.handing_on(start="latest")):
         eventually(lambda: sum(map(len, piped.results().values())) == 4)
     assert piped.results() == {0: ["0.6", "0.7"], 1: ["1.6", "1.7"]}
+
+
+@pytest.mark.parametrize("start", ["latest", "earliest"])
+def test_a_topic_made_again_while_the_pipe_runs_stops_it_and_nothing_is_skipped_or_read_without_marks(
+    build: StageFactory, topic: TopicFactory, kafka: KafkaServer, seen: Witness, start: str
+) -> None:
+    """With the topic Kafka deletes its committed offsets: the group would begin anew, without a word."""
+    piped = Piped(build(partitions=1), topic("results", partitions=1))
+    quickly = {"topic.metadata.refresh.interval.ms": 1000}
+    with at_work(piped.handing_on(start=start, kafka=quickly)) as pipe:
+        eventually(lambda: reading(pipe) == 1)
+        piped.stage.send(5)
+        eventually(piped.all_there)
+        if start == "latest":
+            made_again(piped.stage, kafka, 20)
+        else:
+            # Missed for a while: the group has taken the partition back before there is another one.
+            kafka.delete_topic(piped.stage.topic)
+            eventually(lambda: reading(pipe) == 0, within=40)
+            made_again(piped.stage, kafka, 20)
+        assert "made again" in seen.wait("consumer.stopped", within=40)["reason"]
+        assert not pipe.health().ok
+    assert piped.faults() == []
 
 
 def stored(stage: Stage, group: str) -> dict[int, int]:

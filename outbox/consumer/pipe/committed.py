@@ -3,6 +3,9 @@
 An offset's metadata holds the topic's id and the marks, so they move with it or not at all. The brokers are
 asked for stable offsets only (isolation.level=read_committed): while a former owner's transaction could still
 move one, there is no answer, and the partition waits.
+
+Kafka deletes a topic's offsets with the topic. So what a name meant is also kept in memory, by all threads of
+a pipe together: a topic made again while it runs stops, instead of beginning like one that was never read.
 """
 
 import json
@@ -43,7 +46,10 @@ def read(metadata: str | None) -> tuple[str | None, Marks]:
 
 
 class CommittedOffsets:
-    """Claims for one member. `unrecorded`: partitions whose first offset is not committed yet."""
+    """Claims for one member. `unrecorded`: partitions whose first offset is not committed yet.
+
+    known: which topic each name meant when it was first claimed; shared with the other members.
+    """
 
     def __init__(
         self,
@@ -51,11 +57,13 @@ class CommittedOffsets:
         group: str,
         identities: Identities,
         start: Literal["earliest", "latest"],
+        known: dict[str, TopicIdentity],
     ) -> None:
         self._client = client
         self._group = group
         self._identities = identities
         self._start = start
+        self._known = known
         self.unrecorded: set[Key] = set()
         self.notice = Notice()
 
@@ -91,6 +99,14 @@ class CommittedOffsets:
     def _one(self, partition: Partition, identity: TopicIdentity, place: TopicPartition) -> None:
         topic_id, marks = read(place.metadata)
         offset = place.offset
+        known = self._known.get(partition.topic)
+        if known is not None and not identity.agrees(known):
+            partition.stop(
+                identity.difference(partition.topic, cluster_id=known.cluster_id, topic_id=known.topic_id)
+                + " Its offsets meant other records. Restarted, the group reads the topic there is now, from "
+                f"start={self._start!r} if no offset of it is committed"
+            )
+            return
         if offset < 0:
             try:
                 first, end = self._client.get_watermark_offsets(
@@ -121,6 +137,8 @@ class CommittedOffsets:
                 "kafka-consumer-groups.sh --reset-offsets"
             )
             return
+        if known is None or known.topic_id is None:
+            self._known[partition.topic] = identity
         hooks.fire(
             "pipe.claimed",
             group=self._group,

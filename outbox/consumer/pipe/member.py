@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, assert_never
 
 from confluent_kafka import Consumer as KafkaConsumer
@@ -21,7 +21,7 @@ from outbox.consumer.assignment import Assignment, describe
 from outbox.consumer.batch import Batch
 from outbox.consumer.handlers import Handlers
 from outbox.consumer.health import MemberHealth, of_partition
-from outbox.consumer.identity import BrokerIdentities, Identities
+from outbox.consumer.identity import BrokerIdentities, Identities, TopicIdentity
 from outbox.consumer.intake import ClientDied, Intake
 from outbox.consumer.outcome import Committed, GiveUp, Halt, Try, Wait, brief, judge
 from outbox.consumer.partition import Partition
@@ -43,7 +43,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PipeSetup:
-    """What all threads of one Pipe share. producer: without the transactional id, which is each thread's."""
+    """What all threads of one Pipe share. producer: without the transactional id, which is each thread's.
+
+    known: which topic each name meant when one of them first claimed it.
+    """
 
     group: str
     handlers: Handlers
@@ -54,6 +57,7 @@ class PipeSetup:
     new_consumer: NewClient = KafkaConsumer
     new_producer: Callable[[dict[str, Any]], Producer] = Producer
     new_identities: Callable[[Mapping[str, Any]], Identities] = BrokerIdentities
+    known: dict[str, TopicIdentity] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +100,9 @@ class PipeMember:
         properties = {**told.properties, **self._reach.callbacks}
         self._client = opened(setup.new_consumer, properties, f"group {setup.group}")
         self._assignment = Assignment(self._client, setup.group, incremental=is_incremental(properties))
-        self._offsets = CommittedOffsets(self._client, setup.group, self._identities, settings.start)
+        self._offsets = CommittedOffsets(
+            self._client, setup.group, self._identities, settings.start, setup.known
+        )
         self._vigil = Vigil(
             self._client,
             self._assignment,
