@@ -99,6 +99,12 @@ class BrokerIdentities:
     def ask(self, topics: Iterable[str]) -> bool:
         if self._asked or self._cluster_id is None or self._cluster_id.startswith(MOCK):
             return False
+        if self._silent:
+            try:
+                self._admin.list_topics(timeout=QUICKLY)
+            except KafkaException:
+                return True  # asked, and nobody answers
+            self._silent = False
         self._asked = self._describe(sorted(set(topics)))
         return True
 

@@ -88,9 +88,7 @@ class Vigil:
         for partition in doubtful:
             # Whatever the brokers say of a topic that the client does not read: its records are another's.
             partition.verified = (
-                partition.reads()
-                and partition.topic in found
-                and (self._told.reads(partition.topic) is None or self._certain(partition))
+                partition.reads() and partition.topic in found and not self._reads_another(partition)
             )
             if not partition.verified and partition.reads():
                 partition.due = time.monotonic() + AGAIN
@@ -103,6 +101,12 @@ class Vigil:
         if claimed is not None:
             partition.verified = told == claimed
         return partition.verified
+
+    def _reads_another(self, partition: Partition) -> bool:
+        """By what the client says; nothing, or an id where the claim has none (a mock's), is no sign."""
+        claimed = None if partition.claim is None else partition.claim.identity.topic_id
+        told = self._told.reads(partition.topic)
+        return claimed is not None and told is not None and told != claimed
 
     def tick(self) -> bool:
         """Ask from time to time, never wait for the answer; True if one came."""
