@@ -19,7 +19,7 @@ from relay.lease import Lease, Leases
 from relay.mover import Mover
 from relay.producers import Kafka
 from relay.reach import Reach
-from relay.ring import EVERY, Ring
+from relay.ring import A_FEW, ATTEMPTS, EVERY, Ring
 from relay.shard import TROUBLED, Shard
 from relay.telemetry.backlog import Backlog
 from relay.telemetry.health import Health, Pages
@@ -99,6 +99,7 @@ class Relay:
     def stop(self) -> None:
         """End `run()` after the chunks in hand; callable from any thread or signal handler."""
         self._bell.stop()
+        self._ring.bell.stop()
         for carrier in tuple(self._carriers.values()):
             carrier.stop()
         self._asked_to_stop.stop()
@@ -136,7 +137,7 @@ class Relay:
         """Carry events until told to stop. Raises what an operator has to mend (schema, rights, identity)."""
         log.info("relay %s: database %s", self._config.instance, Database(self._config.url))
         self._threads = True
-        bells = [loop.Bell() for _ in range(3)]
+        bells = [self._ring.bell, loop.Bell(), loop.Bell()]
         with loop.stopped_by_signals(self.stop), self._healthy(), self._rung():
             beside = [
                 self._beside("ring", self._turn_ring, bells[0]),
@@ -159,6 +160,7 @@ class Relay:
         self._reach.run_once()
         wanted = self._leases.run_once()
         self._report.trouble, self._report.began = self._leases.trouble or self._reach.trouble, True
+        self._report.space = self._ring.trouble if self._leases.leads else None
         if not self._carriers:
             self._reach.complain()
         for lease in tuple(self._leases.mine.values()):
@@ -303,7 +305,7 @@ class Relay:
 
     def _turn_ring(self) -> float:
         if self._leases.leads:
-            self._ring.run_once()
+            self._ring.run_once(ATTEMPTS if self._threads else A_FEW)
             self._ends.run_once()
         return EVERY.total_seconds()
 

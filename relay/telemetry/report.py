@@ -15,6 +15,8 @@ class Report:
         self.ended = False
         self.trouble: str | None = None
         """What keeps the relay from its leases."""
+        self.space: str | None = None
+        """Why the table grows: an alarm, but everything is carried."""
 
     def shard(self, number: int) -> dict[str, Any]:
         """The part of one shard that is carried from now on."""
@@ -37,6 +39,8 @@ class Report:
         ]
         if self.trouble is not None and not alarms:
             states, alarms = {"waiting"}, [self.trouble]
+        if self.space is not None:
+            alarms.append(self.space)
         idle = "standby" if self.began else "starting"
         return {
             "state": "stopped" if self.ended else min(states, key=GRAVEST_FIRST.index, default=idle),
