@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
-from confluent_kafka import KafkaError
+from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, DescribeClusterResult
 
+from outbox.errors import ConfigurationError
 from outbox.notice import Notice
 from relay.producers.properties import checked, connection_only
 from relay.share import Reaching
@@ -73,14 +74,19 @@ class Reach:
 
     def run_once(self) -> None:
         """Take the answer if there is one, ask if it is time. Raises ConfigurationError for settings with
-        which nobody could ask."""
+        which nobody could ever ask."""
         now = time.monotonic()
         if self._admin is None:
-            properties: dict[str, Any] = {
-                **connection_only(checked(self._properties)),
-                "error_cb": self._complained,
-            }
-            self._admin = AdminClient(properties)
+            if now < self._next:
+                return
+            try:
+                self._admin = self._client()
+            except (ConfigurationError, KafkaException) as error:
+                if self._began is None:
+                    raise
+                # Settings that were right once: a certificate is being replaced, or threads ran out.
+                self._why, self._next = f"no client to ask the brokers with: {error}", now + EVERY
+                return
             if self._began is None:
                 self._began = now
         self._admin.poll(0)
@@ -104,6 +110,13 @@ class Reach:
 
     def close(self) -> None:
         self._admin = self._asked = None
+
+    def _client(self) -> AdminClient:
+        properties: dict[str, Any] = {
+            **connection_only(checked(self._properties)),
+            "error_cb": self._complained,
+        }
+        return AdminClient(properties)
 
     def _take(self, answer: "Future[DescribeClusterResult]") -> bool:
         """Was it an answer? An error is not raised: its traceback would hold the client that is let go."""

@@ -1,10 +1,12 @@
 """Shards are carried from where Kafka can be reached; a host that is cut off takes none and says why."""
 
 import time
+from pathlib import Path
 
 import pytest
 
 from outbox.errors import ConfigurationError
+from outbox.testing.servers.certificates import Authority
 from relay import reach
 from relay.reach import Reach
 from relay.share import Reaching
@@ -50,6 +52,32 @@ def test_an_answer_holds_for_a_while_and_silence_counts_from_the_last_one(
     ]:
         monkeypatch.setattr("relay.reach.time.monotonic", lambda passed=passed: now + passed)
         assert one.reaching is expected
+    one.close()
+
+
+def test_a_client_that_cannot_be_made_anew_is_made_later_and_ends_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(reach, "ANSWER_WITHIN", 0.2)
+    now = 1000.0
+    monkeypatch.setattr("relay.reach.time.monotonic", lambda: now)
+    certificate = Authority(tmp_path).certificate
+    issued = certificate.read_text()
+    settings = {"security.protocol": "ssl", "ssl.ca.location": str(certificate)}
+    heard: list[None] = []
+    one = Reach({"bootstrap.servers": "127.0.0.1:1", **settings}, heard=lambda: heard.append(None))
+    one.run_once()
+    until(lambda: bool(heard), 30, lambda: "no end of the question")
+    one.run_once()
+    assert "no broker answers" in str(one.trouble)
+    certificate.write_text(issued[:200])
+    now += reach.EVERY
+    one.run_once()
+    assert "no client to ask the brokers with" in str(one.trouble)
+    certificate.write_text(issued)
+    now += reach.EVERY
+    one.run_once()
+    until(lambda: len(heard) == 2, 30, lambda: "it does not ask again")
     one.close()
 
 
