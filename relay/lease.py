@@ -9,7 +9,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -36,30 +36,42 @@ WITH living AS (
     RETURNING instance
 ), renewed AS (
     UPDATE outbox_lease SET lease_until = clock_timestamp() + %(lease)s::interval
-    WHERE owner = %(owner)s AND shard = ANY (%(mine)s)
-      AND (EXISTS (SELECT FROM living) OR %(leaving)s) RETURNING shard
+    WHERE owner = %(owner)s AND shard = ANY (%(mine)s) AND EXISTS (SELECT FROM living) RETURNING shard
+), namesake AS (
+    SELECT heartbeat, state->>'leaving' IS NOT NULL AS leaving
+    FROM outbox_relay WHERE instance = %(owner)s AND NOT EXISTS (SELECT FROM living)
 )
 SELECT l.shard, CASE WHEN r.shard IS NOT NULL THEN %(owner)s
-                     WHEN l.lease_until > clock_timestamp() THEN l.owner END,
+                     WHEN l.lease_until > clock_timestamp() AND o.instance IS NULL THEN l.owner END,
        ARRAY(SELECT instance FROM outbox_relay
-             WHERE alive_until > clock_timestamp() AND instance <> %(owner)s),
-       CASE WHEN NOT EXISTS (SELECT FROM living)
-            THEN (SELECT heartbeat FROM outbox_relay WHERE instance = %(owner)s) END
+             WHERE alive_until > clock_timestamp() AND instance <> %(owner)s
+               AND heartbeat <= clock_timestamp() + %(silent)s::interval),
+       (SELECT heartbeat FROM namesake), (SELECT leaving FROM namesake)
 FROM outbox_lease l LEFT JOIN renewed r USING (shard)
+    LEFT JOIN outbox_relay o ON o.instance = l.owner
+        AND o.heartbeat > clock_timestamp() + %(silent)s::interval
 """
 """Renew what is ours, tell the others that we live, and see who holds what: one statement, one round trip.
-Where somebody else goes by our name nothing is renewed, and the last is its heartbeat."""
+Where somebody else goes by our name nothing is renewed, and the last two are its heartbeat and whether it is
+about to end. Who was last heard of in the future counts for nothing: the clock was set back, or is that of
+another server, and whoever lives says so within a second. Indexes: the keys of both tables.
+"""
 
 TAKE = """
 UPDATE outbox_lease SET owner = %(owner)s, lease_until = clock_timestamp() + %(lease)s
 WHERE shard = %(shard)s
-  AND (owner = %(owner)s OR owner IS NULL OR lease_until IS NULL OR lease_until < clock_timestamp())
+  AND (owner = %(owner)s OR owner IS NULL OR lease_until IS NULL OR lease_until < clock_timestamp()
+       OR EXISTS (SELECT FROM outbox_relay r WHERE r.instance = outbox_lease.owner
+                  AND r.heartbeat > clock_timestamp() + %(silent)s::interval))
 """
 """No row when somebody else was faster."""
 
-RELEASE = (
-    "UPDATE outbox_lease SET owner = NULL, lease_until = NULL WHERE shard = %(shard)s AND owner = %(owner)s"
-)
+RELEASE = """
+UPDATE outbox_lease SET owner = NULL, lease_until = NULL
+WHERE shard = %(shard)s AND owner = %(owner)s
+  AND NOT EXISTS (SELECT FROM outbox_relay WHERE instance = %(owner)s AND state->>'process' <> %(process)s)
+"""
+"""No row when another process took our name meanwhile: then the lease is its own."""
 
 FAREWELL = """
 UPDATE outbox_relay SET stopped_at = clock_timestamp(), alive_until = NULL, state = %(state)s
@@ -121,6 +133,7 @@ class Leases:
         self._namesake = Namesake(owner)
         self._connection: Connection | None = None
         self._notice = Notice(log)
+        self._former = Notice(log)
         self.mine: dict[int, Lease] = {}
         self.leads = False
         """Do we hold the first shard? Then what one relay should do for all is ours."""
@@ -156,7 +169,8 @@ class Leases:
         held = lease.held
         lease.lose()
         try:
-            database.execute(self._connected(), RELEASE, {"shard": shard, "owner": self._owner})
+            values = {"shard": shard, "owner": self._owner, "process": self._namesake.process}
+            database.execute(self._connected(), RELEASE, values)
         except (OutcomeUnknown, OutboxError, psycopg.OperationalError) as error:
             self._disconnect()
             if held:
@@ -165,7 +179,7 @@ class Leases:
     def farewell(self) -> None:
         """Write down that this relay ended, as far as the database answers."""
         process = self._namesake.process
-        values = {"owner": self._owner, "state": self._said(process), "process": process}
+        values = {"owner": self._owner, "state": self._said(), "process": process}
         try:
             database.execute(self._connected(), FAREWELL, values)
         except (OutcomeUnknown, OutboxError, psycopg.OperationalError) as error:
@@ -185,18 +199,19 @@ class Leases:
             "owner": self._owner,
             "lease": self._duration,
             "alive": None if leaving or reaching is not Reaching.YES else self._duration,
-            "state": self._said(None if leaving else self._namesake.process),
+            "state": self._said(leaving=leaving),
             "process": self._namesake.process,
             "silent": SILENT,
             "mine": list(self.mine),
-            "leaving": leaving,
         }
         found = database.execute(connection, SURVEY, values).fetchall()
         owners: dict[int, str | None] = {shard: owner for shard, owner, *_ in found}
         others: list[str] = found[0][2] if found else []
-        if found and found[0][3] is not None and not leaving:
-            self._namesake.heard(found[0][3])
+        if found and found[0][3] is not None:
+            if not leaving:
+                self._somebody_else(*found[0][3:])
             return NOTHING
+        self._former.over("the one before us of our name ended")
         self.shards = len(owners)
         for shard in owners.keys() - self.mine.keys():
             # A former process of the same name had it: nobody else will take it, so it is free for us.
@@ -221,16 +236,26 @@ class Leases:
             if count == 0:
                 return
             before = time.monotonic()
-            values = {"owner": self._owner, "shard": shard, "lease": self._duration}
+            values = {"owner": self._owner, "shard": shard, "lease": self._duration, "silent": SILENT}
             if database.execute(connection, TAKE, values).rowcount == 1:
                 log.info("shard %d: lease taken", shard)
                 lease = self.mine[shard] = Lease(shard)
                 lease.extend(before + self._duration.total_seconds())
                 count -= 1
 
-    def _said(self, process: str | None) -> str:
-        """`process`: who we are among those of our name; None to give the name away."""
-        return json.dumps({**self._state(), "process": process})
+    def _somebody_else(self, heartbeat: datetime, leaving: bool) -> None:
+        """Goes by our name. One that is about to end has events under way, and is waited for."""
+        if leaving:
+            self._former.trouble(
+                "another relay of our name is about to end; waiting for it", level=logging.INFO
+            )
+        else:
+            self._namesake.heard(heartbeat)
+
+    def _said(self, *, leaving: bool = False) -> str:
+        """With who we are among those of our name."""
+        said = {**self._state(), "process": self._namesake.process}
+        return json.dumps(said | {"leaving": True} if leaving else said)
 
     def _connected(self) -> Connection:
         if self._connection is None:

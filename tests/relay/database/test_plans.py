@@ -250,7 +250,7 @@ def test_a_claim_and_the_lease_find_their_row_by_key(filled: Filled) -> None:
     connection = filled.half.connection
     claim = plan_of(connection, filled.half.row.claim)
     assert claim.kinds("outbox_shard") == {"ModifyTable", "Index Scan"}, claim
-    values = {"owner": "a", "lease": "5s", "shard": 0}
+    values = {"owner": "a", "lease": "5s", "shard": 0, "silent": "4s"}
     take = plan_of(
         connection, lambda: connection.execute(TAKE.replace("%(lease)s", "%(lease)s::interval"), values)
     )

@@ -21,6 +21,13 @@ Start = Callable[..., "Member"]
 LATER = f"UPDATE outbox_relay SET heartbeat = heartbeat - interval '{SILENT.total_seconds()} s'"
 """As if the time had passed in silence."""
 
+SET_BACK_RELAYS = """
+UPDATE outbox_relay
+SET heartbeat = heartbeat + interval '1 hour', alive_until = alive_until + interval '1 hour'
+"""
+SET_BACK_LEASES = "UPDATE outbox_lease SET lease_until = lease_until + interval '1 hour'"
+"""As if the server's clock had been set back by as much, or another one's were behind."""
+
 
 class Member:
     """A relay of which only the leases live."""
@@ -146,15 +153,23 @@ def test_shards_go_to_those_who_reach_the_brokers_and_in_an_outage_nowhere(
     assert tended(cut_off, able) == [0, 4], "the last one that was able keeps them"
 
 
-def test_one_that_left_in_order_gives_its_name_away_at_once(
+def test_one_that_leaves_gives_its_name_away_with_its_last_word(
     database: str, start: Start, writer: Session
 ) -> None:
-    first = start("same")
+    split(database, 2)
+    first, second = start("same"), start("same")
     tended(first, rounds=1)
-    first.leases.run_once(leaving=True)
-    assert tended(start("same"), rounds=1) == [1]
+    for _ in range(5):
+        first.leases.run_once(leaving=True)
+        assert tended(second, rounds=1) == [0], "something of the first one's may be under way"
+    assert first.held == {0, 1}
+    first.leases.release(0)
     first.leases.farewell()
-    assert writer.execute("SELECT stopped_at FROM outbox_relay").fetchone() == (None,), "the first one's only"
+    assert tended(second, rounds=1) == [2], "the one not released as well"
+    first.leases.release(1)
+    first.leases.farewell()
+    assert tended(second, rounds=1) == [2], "the first one's word is about its own only"
+    assert writer.execute("SELECT stopped_at FROM outbox_relay").fetchone() == (None,)
 
 
 def test_a_second_relay_of_the_same_name_ends_and_the_first_one_notices_nothing(
@@ -182,7 +197,37 @@ def test_one_that_was_frozen_until_another_took_its_name_ends_when_it_wakes_up(
         for _ in range(4):
             second.tend()
             frozen.tend()
-    assert second.held == {0}
+    frozen.leases.run_once(leaving=True)
+    frozen.leases.release(0)
+    frozen.leases.farewell()
+    second.leases.run_once()
+    assert (second.held, second.leases.mine[0].lost) == ({0}, False), "none of its last acts is about ours"
+
+
+def test_one_that_dies_while_it_leaves_is_succeeded_by_its_name_when_it_is_silent(
+    database: str, start: Start, writer: Session
+) -> None:
+    first, second = start("same"), start("same")
+    tended(first, rounds=1)
+    first.leases.run_once(leaving=True)
+    assert tended(second, rounds=3) == [0]
+    writer.execute(LATER)
+    assert tended(second, rounds=1) == [1]
+
+
+def test_one_who_was_last_heard_of_in_the_future_holds_nothing_back(
+    database: str, start: Start, writer: Session
+) -> None:
+    split(database, 4)
+    dead, alive = start("dead"), start("alive")
+    assert tended(dead, alive) == [2, 2]
+    writer.execute(SET_BACK_RELAYS)
+    writer.execute(SET_BACK_LEASES)
+    for _ in range(3):
+        alive.tend()
+    assert alive.held == {0, 1, 2, 3}, "as one who died before the clock was set back"
+    dead.tend()
+    assert sorted(tended(dead, alive)) == [2, 2], "it lived after all"
 
 
 def test_a_shard_that_is_no_longer_there_is_let_go(database: str, start: Start, writer: Session) -> None:
