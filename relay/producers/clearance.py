@@ -17,6 +17,7 @@ from relay.producers.hanging import Hanging, further
 from relay.producers.inquiry import Inquiry
 from relay.producers.ledger import Ledger, Standing
 from relay.producers.line import Line, LineEnded
+from relay.producers.openings import Found, Openings
 from relay.producers.ranges import Ranges
 
 LOOK_AGAIN, AT_MOST = 1.0, 60.0
@@ -32,10 +33,11 @@ class Clearance:
     ) -> None:
         self._ranges = ranges
         self._ledger = ledger
-        self._hanging = Hanging(ranges, place=(ledger.topic, ledger.shard))
+        self._place = ledger.topic, ledger.shard
+        self._openings = Openings(ranges, place=self._place)
+        self._hanging = Hanging(ranges, self._openings, place=self._place)
         self._inquiry = inquiry
         self._make_notary = notary
-        self._place = ledger.topic, ledger.shard
         self._clean: set[Target] = set()
         self._unsure: set[Target] = set()
         self._suspects: set[Target] = set()
@@ -59,14 +61,19 @@ class Clearance:
         self._look_at, self._pause = time.monotonic() + LOOK_AGAIN, LOOK_AGAIN
         try:
             if known is not None:
-                self._hanging.sources.add(known.seq.source)
+                self._openings.sources.add(known.seq.source)
             entry = self._read(clients, known, alive)
-            self._suspects.update(entry.into)
+            self._suspect(entry)
             led = self._ranges.known(self._suspects, led=True)
-            hung = self._hanging.find(led, alive)
-            if hung or entry.owed:
+            found = self._openings.find(led, alive)
+            if found.undecided:
+                # Whoever has to end that may be waiting for what this shard has to end elsewhere.
+                led = self._ranges.known(self._suspects | self._unsure - {self._place}, led=True)
+                found = self._openings.find(led, alive)
+            if found.hung or entry.owed:
                 with self._notary(alive) as notary:
-                    self._hanging.mend(entry, hung, clients, notary, alive)
+                    self._hanging.mend(entry, found.hung, clients, notary, alive)
+            found.refuse()
             self._unsure |= self._suspects - led
             self._suspects.clear()
         finally:
@@ -77,7 +84,8 @@ class Clearance:
         """Before a claim's first record for a partition; for all once the client complained of a broker.
 
         `begun`: a transaction is being filled, and has not reached those of `targets` that are new to it.
-        Raises Unsettled where one of the shard stands open: the next `caught_up` ends it.
+        Raises Unsettled where one of the shard stands open: the next `caught_up` ends it. Interrupted where
+        another producer's stands before records of the shard.
         """
         new = targets | {self._place}
         if not begun:
@@ -97,7 +105,8 @@ class Clearance:
     def leave(self, alive: Callable[[], bool]) -> None:
         """Wherever the shard wrote nothing of it stands open: nobody will look there in its name again.
 
-        Raises Unsettled where something does, Interrupted while a partition has no leader.
+        Raises Unsettled where something does, Interrupted while a partition has no leader, or another
+        producer's transaction hides whether something does.
         """
         wrote = self._unsure | self._clean | self._suspects | {self._place}
         there, led = self._ranges.known(wrote), self._ranges.known(wrote, led=True)
@@ -128,37 +137,44 @@ class Clearance:
 
     def _look(self, targets: set[Target], alive: Callable[[], bool]) -> None:
         try:
-            hung = self._hanging.find(targets, alive)
+            found = self._openings.find(targets, alive)
         finally:
             self._ranges.rest()
-        if hung:
-            self._suspects.update(hung.keys() - {self._place})
-            raise Unsettled("the brokers left a transaction open, which is ended first", expected=True)
+        self._refuse(found)
         self._clean |= targets
         self._unsure -= targets
+
+    def _refuse(self, found: Found) -> None:
+        self._suspects.update({*found.hung, *found.undecided} - {self._place})
+        if found.hung:
+            raise Unsettled("the brokers left a transaction open, which is ended first", expected=True)
+        found.refuse()
 
     def follow(self, former: Recorded, shared: set[Target], alive: Callable[[], bool]) -> None:
         """Before the end of a transaction that was filled while `former` was ended; both wrote to `shared`.
 
         Raises Unsettled where the brokers forgot `former`: what is sent again of it has to come first.
+        Interrupted where another producer's transaction hides whether they did.
         """
         if self._complaints == self._inquiry.complaints.heard:
             return
         try:
-            stand = self._hanging.stand(shared | {self._place}, former.seq.mark, alive)
+            found = self._openings.stand(shared | {self._place}, former.seq.mark, alive)
         finally:
             self._ranges.rest()
-        if stand:
-            self._suspects.update(stand - {self._place})
-            raise Unsettled("the brokers left a transaction open, which is ended first", expected=True)
+        self._refuse(found)
 
     def _read(self, clients: Sequence[Producer], known: Recorded | None, alive: Callable[[], bool]) -> Entry:
         try:
             entry = self._ledger.read(alive)
         except Standing as standing:
             entry = self._clear_up(standing, clients, alive)
-        self._hanging.sources.add(entry.recorded.seq.source)
-        return entry if entry.doubtful is None else self._judge(entry, entry.doubtful, known, alive)
+        self._openings.sources.add(entry.recorded.seq.source)
+        return entry if entry.doubtful is None else self._judge(entry, entry.doubtful, clients, known, alive)
+
+    def _suspect(self, *entries: Entry) -> None:
+        for entry in entries:
+            self._suspects.update(entry.into, ((place.topic, place.partition) for place in entry.owed))
 
     def _clear_up(self, standing: Standing, clients: Sequence[Producer], alive: Callable[[], bool]) -> Entry:
         """End what hangs in the progress topic, having written there what is to be judged again."""
@@ -172,16 +188,25 @@ class Clearance:
             # Nothing before the first record, which came with the mode and says what the row says.
             known = written[0]
         since = standing.offset if known.doubtful is None else min(known.doubtful, standing.offset)
-        doubt = Entry(known.recorded, owed=known.owed, doubtful=since)
+        doubt = Entry(known.recorded, known.into, known.owed, since)
         with self._notary(alive) as notary:
             self._hanging.note(doubt, notary, alive)
             self._hanging.end_progress(known.recorded, [*clients, notary], alive)
         return self._ledger.read(alive)
 
     def _judge(
-        self, doubt: Entry, since: int, acknowledged: Recorded | None, alive: Callable[[], bool]
+        self,
+        doubt: Entry,
+        since: int,
+        clients: Sequence[Producer],
+        acknowledged: Recorded | None,
+        alive: Callable[[], bool],
     ) -> Entry:
-        """The furthest that is known to be committed. Nothing was sent since it came into doubt."""
+        """The furthest that is known to be committed. Nothing was sent since it came into doubt.
+
+        What hangs where it wrote is ended before: it would hide what was committed behind it, and two shards
+        that each stand first in one of two partitions would wait for each other.
+        """
         written = self._ledger.since(since, alive, committed=False)
         seen = [entry for entry in self._ledger.since(since, alive, committed=True) if entry.doubtful is None]
         known = Entry(seen[-1].recorded if seen else doubt.recorded)
@@ -189,9 +214,13 @@ class Clearance:
             further(acknowledged, known.recorded) or _newer(acknowledged, known.recorded)
         ):
             known = Entry(acknowledged)
+        self._suspect(doubt, *written)
+        led = self._ranges.known(self._suspects | self._unsure - {self._place}, led=True)
+        if hung := self._openings.find(led, alive).hung:
+            with self._notary(alive) as notary:
+                doubt = self._hanging.end(doubt, hung, clients, notary, alive)
         known = self._hanging.furthest(known, written, alive)
-        found = Entry(known.recorded, owed=doubt.owed)
-        self._suspects.update(target for entry in written for target in entry.into)
+        found = Entry(known.recorded, tuple(sorted(self._suspects)), doubt.owed)
         with self._notary(alive) as notary:
             self._hanging.note(found, notary, alive)
         return found

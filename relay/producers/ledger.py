@@ -11,8 +11,8 @@ from confluent_kafka.cimpl import NewTopic
 from outbox.errors import ConfigurationError, GuardViolation
 from relay.producers.delivery import Abandoned, Interrupted, Target
 from relay.producers.entry import Entry, decoded
-from relay.producers.hanging import standing
 from relay.producers.inquiry import FORBIDDEN, METADATA_TIMEOUT, UNKNOWN, Inquiry
+from relay.producers.openings import standing
 from relay.producers.ranges import READ_COMMITTED, READ_UNCOMMITTED, Ranges
 
 log = logging.getLogger("relay.producer")
