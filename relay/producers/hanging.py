@@ -119,10 +119,11 @@ class Hanging:
         """
         later = [entry for entry in candidates if further(entry.recorded, known.recorded)]
         ends = sorted({upto(entry.recorded) for entry in [known, *later]})
-        places = self._openings.settled({target for entry in later for target in entry.into}, alive)
+        wrote = self._ranges.known({target for entry in later for target in entry.into})
+        places = self._openings.settled(wrote, alive)
         for entry in sorted(later, key=lambda entry: upto(entry.recorded), reverse=True):
             before = ends[ends.index(upto(entry.recorded)) - 1]
-            there = {target: places[target] for target in entry.into}
+            there = {target: places[target] for target in entry.into if target in places}
             if any(self._arrived(*place, before, entry.recorded, alive) for place in there.items()):
                 return entry
         return known

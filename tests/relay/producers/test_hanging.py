@@ -44,6 +44,8 @@ class Log:
 
     def ends(self, targets: list[Target], level: Any) -> dict[Target, int]:
         self.asked = True
+        if self.gone & {*targets}:
+            raise Interrupted("the ends of partitions are not to be had")
         found = {target: len(self.marks.get(target, [])) for target in targets}
         if level == READ_COMMITTED:
             found |= {target: end for target, end in self.stable.items() if target in found}
@@ -107,6 +109,14 @@ def test_an_aborted_transaction_is_not_taken_for_committed_because_of_the_one_be
     visible: dict[Target, list[int | None]], candidates: list[Entry], last: int
 ) -> None:
     assert furthest(visible, 0, *candidates) == last
+
+
+def test_a_topic_that_was_deleted_does_not_keep_a_shard_in_doubt() -> None:
+    log = Log({EVENTS: [5]})
+    log.gone.add(OTHERS)
+    assert hanging_of(log).furthest(entry(0), [entry(10, OTHERS, EVENTS)], lambda: True).recorded == (
+        entry(10).recorded
+    )
 
 
 def clearance_of(log: Log, *, ledger: Any = None, complaints: int = 0) -> Clearance:
