@@ -100,7 +100,7 @@ class RelayConfig(BaseSettings):
         default=timedelta(seconds=5), description="a relay silent for longer is succeeded by another"
     )
     poll_busy: Duration = Field(default=timedelta(milliseconds=1), description="between looks under traffic")
-    poll_idle: Duration = Field(default=timedelta(milliseconds=100), description="between looks while idle")
+    poll_idle: Duration = Field(default=timedelta(milliseconds=120), description="between looks while idle")
     look_rows: int = Field(default=1_000, ge=1, description="events of one delta held in memory at most")
     chunk_rows: int = Field(default=2_000, ge=1, description="rows of a backlog read and sent at a time")
     transaction_rows: int = Field(
