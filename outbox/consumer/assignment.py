@@ -6,10 +6,11 @@ revoke and assign, so it is tracked here and set or lifted explicitly.
 """
 
 import logging
+import time
 from collections.abc import Iterable
 
-from confluent_kafka import OFFSET_END, KafkaException, TopicPartition
 from confluent_kafka import Consumer as KafkaConsumer
+from confluent_kafka import KafkaException, TopicPartition
 
 from outbox import hooks
 from outbox.consumer.partition import Partition
@@ -18,24 +19,31 @@ log = logging.getLogger(__name__)
 
 Key = tuple[str, int]
 
-WAKE = 0.1
-"""Seconds that the brokers' answer is waited for, which takes one or two thousandths."""
+SLEEP = 1.0
+"""Seconds that a thread of librdkafka sleeps at most if nothing wakes it."""
 
 
 class Assignment:
-    """The partitions a member holds, and their place and pause in its Kafka client."""
+    """The partitions a member holds, and their place and pause in its Kafka client.
 
-    def __init__(self, client: KafkaConsumer, group: str, *, incremental: bool) -> None:
+    credentials: the user and password that the client was made with, "" for none.
+    """
+
+    def __init__(
+        self, client: KafkaConsumer, group: str, *, incremental: bool, credentials: tuple[str, str]
+    ) -> None:
         self._group = group
         self.partitions: dict[Key, Partition] = {}
         self._client = client
         self._incremental = incremental
         self._paused: set[Key] = set()
-        self._asleep = False
+        self._credentials = credentials
+        self._resumed = False
+        self._moved = -SLEEP
 
     def add(self, added: Iterable[Partition]) -> None:
         """Answer an assignment: those claimed are read from their offset, the others stand paused."""
-        self._asleep = True
+        self._moved = time.monotonic()
         given = list(added)
         for partition in given:
             self.partitions[partition.key] = partition
@@ -48,7 +56,7 @@ class Assignment:
 
     def remove(self, keys: Iterable[Key]) -> list[Partition]:
         """Forget what was revoked or lost; the client's own default takes it from its assignment."""
-        self._asleep = True
+        self._moved = time.monotonic()
         gone = [self.partitions.pop(key) for key in list(keys) if key in self.partitions]
         for partition in gone:
             self._lift(partition)
@@ -56,6 +64,7 @@ class Assignment:
 
     def reposition(self, partition: Partition) -> None:
         """Fetch afresh from the partition's position. Raises KafkaException; then nothing may be believed."""
+        self._moved = time.monotonic()
         partition.rewind()
         self._lift(partition)
         if self._incremental:
@@ -106,25 +115,22 @@ class Assignment:
         if partition.key in self._paused:
             self._client.resume([TopicPartition(*partition.key)])
             self._paused.discard(partition.key)
-            self._asleep = True
+            self._resumed = True
             partition.fresh = True  # the client positions itself anew
 
     def wake(self) -> None:
-        """Let the client fetch at once after a rebalance, or what was resumed.
+        """Let the client fetch at once what was resumed, by us or by itself after a rebalance.
 
         During a rebalance librdkafka (2.16) pauses all partitions, also those that stay. If its fetch under
         way ends meanwhile, the thread that talks to that broker goes to sleep, for a second if nothing wakes
-        it; resuming does not. A question to the partitions' leaders does, and so does its answer.
+        it; resuming does not. Being given credentials does, the same as before: no broker is asked, so
+        nothing waits behind a fetch at rest, and no time-out cuts a connection. Resuming waits until the
+        client has done it, so that one call is enough; it does not say when a rebalance is over, so each
+        round of the next second wakes it.
         """
-        if not self._asleep:
-            return
-        self._asleep = False
-        places = [TopicPartition(*key, OFFSET_END) for key in self.partitions if key not in self._paused]
-        if places:
-            try:
-                self._client.offsets_for_times(places, timeout=WAKE)
-            except KafkaException as error:
-                log.debug("no answer that wakes the Kafka client: %s", describe(error))
+        if self._resumed or time.monotonic() < self._moved + SLEEP:
+            self._resumed = False
+            self._client.set_sasl_credentials(*self._credentials)
 
     def _settle(self, partition: Partition) -> None:
         if partition.stopped:

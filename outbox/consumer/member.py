@@ -45,7 +45,7 @@ from outbox.consumer.place.recall import Recall
 from outbox.consumer.place.run_up import RunUp, RunUps
 from outbox.consumer.place.scout import scouting
 from outbox.consumer.place.seek import Access
-from outbox.consumer.properties import admin_properties, is_incremental, member_properties
+from outbox.consumer.properties import admin_properties, credentials, is_incremental, member_properties
 from outbox.consumer.reach import NewClient, Reach, opened
 from outbox.consumer.settings import Settings, batch_time, owner
 from outbox.consumer.sift import Sieve
@@ -116,7 +116,10 @@ class Member:
         }
         self._client = opened(setup.new_client, properties, f"group {setup.group}")
         self._assignment = Assignment(
-            self._client, setup.group, incremental=by_hand or is_incremental(properties)
+            self._client,
+            setup.group,
+            incremental=by_hand or is_incremental(properties),
+            credentials=credentials(properties),
         )
         claimer = Claimer(
             database=setup.database,
@@ -209,8 +212,8 @@ class Member:
             self._subscribe()
             self._follow_moves()
             self._intake.claim_due(self._takeover.claim)
-            drained = self._intake.poll(self._patience(timeout))
             self._assignment.wake()
+            drained = self._intake.poll(self._patience(timeout))
             self._raise_failure()
             done = self._run_ready(drained)
             self._redrive.run_once(self._assignment.partitions.values())

@@ -98,6 +98,12 @@ def admin_properties(properties: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in properties.items() if name == "logger" or _SHARED.fullmatch(name)}
 
 
+def credentials(properties: Mapping[str, Any]) -> tuple[str, str]:
+    """User and password as the client has them, "" for none."""
+    user, password = (properties.get(f"sasl.{name}") for name in ("username", "password"))
+    return "" if user is None else str(user), "" if password is None else str(password)
+
+
 def is_incremental(properties: Mapping[str, Any]) -> bool:
     """Does the group's protocol hand out changes (cooperative, KIP-848) instead of whole assignments?"""
     if _plain(properties.get("group.protocol", "classic")) == "consumer":

@@ -32,7 +32,7 @@ from outbox.consumer.pipe.settings import PipeSettings
 from outbox.consumer.pipe.transformation import Transformation
 from outbox.consumer.place.mend import Mender
 from outbox.consumer.place.scout import scouting
-from outbox.consumer.properties import admin_properties, is_incremental
+from outbox.consumer.properties import admin_properties, credentials, is_incremental
 from outbox.consumer.reach import NewClient, Reach, opened
 from outbox.consumer.sift import Sieve, Sifted
 from outbox.consumer.told import Told
@@ -99,7 +99,12 @@ class PipeMember:
         told = Told(setup.consumer)
         properties = {**told.properties, **self._reach.callbacks}
         self._client = opened(setup.new_consumer, properties, f"group {setup.group}")
-        self._assignment = Assignment(self._client, setup.group, incremental=is_incremental(properties))
+        self._assignment = Assignment(
+            self._client,
+            setup.group,
+            incremental=is_incremental(properties),
+            credentials=credentials(properties),
+        )
         self._offsets = CommittedOffsets(
             self._client, setup.group, self._identities, settings.start, setup.known
         )
@@ -132,8 +137,8 @@ class PipeMember:
         try:
             if self._outflow.ready():
                 self._intake.claim_due(self._offsets.claim)
-            self._intake.poll(self._patience(timeout))
             self._assignment.wake()
+            self._intake.poll(self._patience(timeout))
             if self._failure is not None:
                 failure, self._failure = self._failure, None
                 raise failure
