@@ -34,7 +34,7 @@ def hand_on(out, value, record):
     out.send("{to}", record.key, value, {{"from": str(record.partition)}})
 
 
-class Thing(Event, name="thing.done", version=1, topic="{source}", aggregate="thing", key="id"):
+class Thing(Event, name="total.counted", version=1, topic="{source}", aggregate="thing", key="id"):
     id: str
 
 
@@ -123,5 +123,5 @@ def test_what_cannot_be_run_is_refused_by_name(
     monkeypatch.delitem(sys.modules, "shop_totals", raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
     found = CliRunner().invoke(main, ["consume", *arguments])
-    assert found.exit_code == 2
+    assert found.exit_code == 2, (found.output, found.exception)
     assert said in found.output
