@@ -32,7 +32,7 @@ def run(
         (relay.tenure, "LOW_EVERY", 0.0),
         (relay.outgoing, "MOST_WITHHELD", 2),
         (relay.parking.release, "MOST_ROWS", 3),
-        (relay.replay, "WINDOW", 5),
+        (relay.replay.replay, "WINDOW", 5),
     ):
         monkeypatch.setattr(module, name, value)
 
@@ -74,7 +74,7 @@ def takes_what_comes_later_too(patch: pytest.MonkeyPatch) -> None:
     )
     unfrozen = unfrozen.replace("coalesce(upto_floor, %(floor)s)", "%(floor)s")
     assert unfrozen != relay.replay.replay.FREEZE
-    patch.setattr(relay.replay, "FREEZE", unfrozen)
+    patch.setattr(relay.replay.replay, "FREEZE", unfrozen)
 
 
 def sends_what_is_parked(patch: pytest.MonkeyPatch) -> None:
@@ -118,7 +118,7 @@ def reads_the_cursor_of_whoever_came_after_it(patch: pytest.MonkeyPatch) -> None
     naive = relay.replay.replay.JOB.replace("AND s.epoch = %(epoch)s AND s.delta = %(delta)s", "")
     naive = naive.replace("JOIN outbox_shard s USING (shard, job)", "")
     assert "outbox_shard" not in naive
-    patch.setattr(relay.replay, "JOB", naive)
+    patch.setattr(relay.replay.replay, "JOB", naive)
     patch.setattr(window, "PAGE", window.PAGE.replace("s.delta = %(delta)s AND s.job = j.job", "true"))
 
 
