@@ -37,34 +37,25 @@ def envelope(name: EnvelopeName, source: str) -> Envelope:
     return _routed if name == "debezium" else headers
 
 
-def headers(row: Row, stream: bytes) -> Headers:
-    """`id`, `type`, `outbox-seq`, the trace when there is one, and the caller's own."""
+def headers(
+    row: Row, stream: bytes, type_as: str = record.TYPE, taken: frozenset[str] = record.RESERVED_HEADERS
+) -> Headers:
+    """`id`, the type, `outbox-seq`, the trace when there is one, and the caller's own but those `taken`."""
     position, _, _, _, _, id_, type_, own, traceparent = row
     found: Headers = [
         (record.ID, id_),
-        (record.TYPE, type_),
+        (type_as, type_),
         (record.SEQ, stream + b"%d" % position),
     ]
     if traceparent is not None:
         found.append((record.TRACEPARENT, traceparent))
     if own is not None:
-        found += _own(from_json(own), record.RESERVED_HEADERS)
+        found += _own(from_json(own), taken)
     return found
 
 
-def _routed(row: Row, stream: bytes) -> Headers:
-    """As Debezium's Event Router with `type:header:eventType`, as its documentation sets it up."""
-    position, _, _, _, _, id_, type_, own, traceparent = row
-    found: Headers = [
-        (record.ID, id_),
-        (record.EVENT_TYPE, type_),
-        (record.SEQ, stream + b"%d" % position),
-    ]
-    if traceparent is not None:
-        found.append((record.TRACEPARENT, traceparent))
-    if own is not None:
-        found += _own(from_json(own), OF_ROUTER)
-    return found
+_routed = partial(headers, type_as=record.EVENT_TYPE, taken=OF_ROUTER)
+"""As Debezium's Event Router with `type:header:eventType`, as its documentation sets it up."""
 
 
 def _cloud_event(source: bytes, row: Row, stream: bytes) -> Headers:

@@ -110,8 +110,7 @@ class Assignment:
 
     def resume(self, partition: Partition) -> None:
         """Fetch it again, from where the last polled record ended. Never resumes what is not paused: the
-        client
-        would throw away what it has fetched and go on behind it."""
+        client would throw away what it has fetched and go on behind it."""
         if partition.key in self._paused:
             self._client.resume([TopicPartition(*partition.key)])
             self._paused.discard(partition.key)
@@ -152,6 +151,10 @@ def _place(partition: Partition) -> TopicPartition:
     # The client could have the brokers check the leader epoch that it is given, but while it does, another
     # assign() makes it stand still (librdkafka 2.16, eager groups): so we look at the record ourselves.
     return TopicPartition(partition.topic, partition.number, partition.position - int(partition.probing))
+
+
+def keys_of(places: Iterable[TopicPartition]) -> list[Key]:
+    return [(place.topic, place.partition) for place in places]
 
 
 def describe(error: KafkaException) -> str:

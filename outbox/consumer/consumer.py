@@ -210,8 +210,8 @@ class Consumer:
         are spread over the threads. Nobody takes them over when this process dies. Who has one of them too
         is fenced by its row, and fences in turn: the two alternate, ever more rarely.
 
-        Waits for servers that are not there yet. The
-        batch under way is finished before it returns; a second signal does not wait for it.
+        Waits for servers that are not there yet. The batch under way is finished before it returns; a second
+        signal does not wait for it.
         Raises OutboxError when it cannot work: bad settings, schema, rights or topics.
         """
         setup, shares = self._prepared(threads, kafka, partitions)

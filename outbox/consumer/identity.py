@@ -53,7 +53,8 @@ class Identities(Protocol):
         """Ask the brokers now; a topic that they will not describe is left out. Raises KafkaException."""
 
     def ask(self, topics: Iterable[str]) -> bool:
-        """Begin to ask, without waiting; False while an earlier question has no answer."""
+        """Begin to ask; False while an earlier question has no answer. Waits for none, but for up to a second
+        where the broker that was asked before is silent and another has to be found."""
 
     def answers(self) -> dict[str, TopicIdentity | TopicMissing]:
         """What came back since `ask`, without waiting."""

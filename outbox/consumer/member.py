@@ -23,7 +23,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from outbox import hooks
 from outbox.consumer import backoff
-from outbox.consumer.assignment import Assignment, Key, describe
+from outbox.consumer.assignment import Assignment, Key, describe, keys_of
 from outbox.consumer.batch import BatchRunner
 from outbox.consumer.claim import Claimer
 from outbox.consumer.database import Database
@@ -357,7 +357,7 @@ class Member:
             self._assignment.add(added)
             self._death.over("the new Kafka client has its place in the group")
             self._intake.notice.over("the group gives partitions again")
-            hooks.fire("consumer.assigned", group=self._setup.group, partitions=_keys(places))
+            hooks.fire("consumer.assigned", group=self._setup.group, partitions=keys_of(places))
         except Exception as error:
             # The client now assigns by itself, at offsets that are nobody's: believe nothing it says.
             self._assignment.partitions.clear()
@@ -371,12 +371,12 @@ class Member:
 
     def _forget(self, places: Sequence[TopicPartition], *, lost: bool) -> None:
         try:
-            self._assignment.remove(_keys(places))
+            self._assignment.remove(keys_of(places))
             self._takeover.settle(self._assignment.partitions.values())
             log.info(
                 "%s partitions of group %s %s", len(places), self._setup.group, "lost" if lost else "revoked"
             )
-            hooks.fire("consumer.revoked", group=self._setup.group, partitions=_keys(places), lost=lost)
+            hooks.fire("consumer.revoked", group=self._setup.group, partitions=keys_of(places), lost=lost)
         except Exception as error:
             self._failure = error
 
@@ -385,7 +385,3 @@ class Member:
             self._mirror.answered(error, places)
         except Exception as failure:
             self._failure = failure
-
-
-def _keys(places: Sequence[TopicPartition]) -> list[tuple[str, int]]:
-    return [(place.topic, place.partition) for place in places]

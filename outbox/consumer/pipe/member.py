@@ -17,7 +17,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
 from outbox import hooks
 from outbox.consumer import backoff
-from outbox.consumer.assignment import Assignment, describe
+from outbox.consumer.assignment import Assignment, describe, keys_of
 from outbox.consumer.batch import Batch
 from outbox.consumer.handlers import Handlers
 from outbox.consumer.health import MemberHealth, of_partition
@@ -384,7 +384,7 @@ class PipeMember:
         """They stand paused until their committed offsets are known."""
         try:
             self._assignment.add([Partition(place.topic, place.partition) for place in places])
-            hooks.fire("consumer.assigned", group=self._setup.group, partitions=_keys(places))
+            hooks.fire("consumer.assigned", group=self._setup.group, partitions=keys_of(places))
         except Exception as error:
             self._assignment.partitions.clear()
             self._failure = ClientDied(str(error)) if isinstance(error, KafkaException) else error
@@ -397,11 +397,7 @@ class PipeMember:
 
     def _forget(self, places: Sequence[TopicPartition], *, lost: bool) -> None:
         try:
-            self._assignment.remove(_keys(places))
-            hooks.fire("consumer.revoked", group=self._setup.group, partitions=_keys(places), lost=lost)
+            self._assignment.remove(keys_of(places))
+            hooks.fire("consumer.revoked", group=self._setup.group, partitions=keys_of(places), lost=lost)
         except Exception as error:
             self._failure = error
-
-
-def _keys(places: Sequence[TopicPartition]) -> list[tuple[str, int]]:
-    return [(place.topic, place.partition) for place in places]

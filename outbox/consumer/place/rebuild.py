@@ -15,13 +15,13 @@ from outbox.consumer.database import Database
 from outbox.consumer.place import move
 from outbox.consumer.place.move import Spot
 from outbox.consumer.place.position import Misplaced
-from outbox.consumer.place.seek import PATIENCE, Access, Moved, check, myself, settle
+from outbox.consumer.place.seek import PATIENCE, Access, Moved, check, moved, myself, settle
 from outbox.errors import ConfigurationError
 
 # Promise: all partitions of the group at once, those too that no topic of its handlers has any more. Served
 # by the primary key.
 HOLD_ALL = text("""
-SELECT topic, partition, next_offset, owner, moves, parked, retired, cluster_id, topic_id
+SELECT topic, partition, next_offset, owner, moves, parked AS forgotten, retired, cluster_id, topic_id
 FROM consumer_offset WHERE grp = :grp ORDER BY topic, partition FOR UPDATE
 """)
 
@@ -87,13 +87,13 @@ def rebuild(
                 ):
                     raise Misplaced(f"{spot} was just read for the first time; try again", moves=None)
             _empty(connection, tables)
-        return [_moved(spot, rows.get(spot), to) for spot, to in goals.items()]
+        return [moved(spot, rows.get(spot), to) for spot, to in goals.items()]
 
-    moved = settle(database, work, patience=patience)
+    done = settle(database, work, patience=patience)
     if not dry_run:
         for spot, to in goals.items():
             move.say(spot, to, why)
-    return Rebuilding(tables=tuple(table.fullname for table in tables), moved=tuple(moved), ends=ends)
+    return Rebuilding(tables=tuple(table.fullname for table in tables), moved=tuple(done), ends=ends)
 
 
 def _history(
@@ -115,17 +115,6 @@ def _history(
             "rebuild from what is left with --incomplete, or restore the tables from elsewhere"
         )
     return goals, ends
-
-
-def _moved(spot: Spot, row: Row[Any] | None, to: int) -> Moved:
-    return Moved(
-        topic=spot.topic,
-        partition=spot.partition,
-        origin=None if row is None else row.next_offset,
-        to=to,
-        owner=None if row is None else row.owner,
-        forgotten=0 if row is None else row.parked,
-    )
 
 
 def topics_read(database: Database, group: str) -> list[str]:

@@ -248,17 +248,17 @@ def _look(connection: Connection, spot: Spot, to: int, identity: TopicIdentity) 
     row = connection.execute(LOOK, spot.values() | {"to": to}).one_or_none()
     if row is not None:
         check(spot, row, identity)
-    return _moved(spot, row, to)
+    return moved(spot, row, to)
 
 
 def _move(connection: Connection, spot: Spot, to: int, identity: TopicIdentity, who: str, why: str) -> Moved:
     while connection.execute(move.HOLD, spot.values()).one_or_none() is None:
         if move.place(connection, spot, to=to, who=who, why=why, identity=identity):
-            return _moved(spot, None, to)
+            return moved(spot, None, to)
     row = connection.execute(LOOK, spot.values() | {"to": to}).one()
     check(spot, row, identity)
     move.reread(connection, spot, origin=row.next_offset, to=to, who=who, why=why)
-    return _moved(spot, row, to)
+    return moved(spot, row, to)
 
 
 def check(spot: Spot, row: Row[Any], identity: TopicIdentity) -> None:
@@ -274,7 +274,8 @@ def check(spot: Spot, row: Row[Any], identity: TopicIdentity) -> None:
         )
 
 
-def _moved(spot: Spot, row: Row[Any] | None, to: int) -> Moved:
+def moved(spot: Spot, row: Row[Any] | None, to: int) -> Moved:
+    """As told of one partition; `forgotten` of the row: how many parked records that takes."""
     return Moved(
         topic=spot.topic,
         partition=spot.partition,
